@@ -1,0 +1,325 @@
+"""A trained head as one small folder: save it, load it, predict with it.
+
+`head.json` holds the head's settings, class names, feature spec, metrics, versions and
+the checksum of `params.safetensors`, which holds every array. There is no pickle.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+from safetensors.numpy import load as parse_safetensors
+from safetensors.numpy import save as to_safetensors
+
+from flaxhead.base import Array, Head, Params, Tokens
+from flaxhead.build import make_head
+from flaxhead.config import DataConfig, HeadConfig
+
+FORMAT = 1
+_ARRAYS = "params.safetensors"
+_BATCH = 1024
+
+
+class FeatureSpec(NamedTuple):
+    """The features a head was trained on, to tell others from them.
+
+    Attributes:
+      dim: their width.
+      dtype: their type as they came.
+      tokens: whether a row is a set of tokens.
+      normalization: what the head does to them: `none`, `l2` or `standardize`.
+      backbone: name of the frozen model they come from; empty where not known.
+      norm_mean: mean Euclidean norm over the training rows.
+      norm_std: its standard deviation.
+    """
+
+    dim: int
+    dtype: str
+    tokens: bool
+    normalization: str
+    backbone: str
+    norm_mean: float
+    norm_std: float
+
+
+class Bundle(NamedTuple):
+    """A trained head and what is known of it.
+
+    Attributes:
+      config: the head's settings.
+      params: its parameters.
+      statistics: `(mean, std)` of the training rows, each `[dim]`.
+      class_names: what logit `i` stands for.
+      task: `multiclass` or `multilabel`.
+      output: `softmax` or `sigmoid`.
+      spec: the features it expects.
+      data: the settings of the data it was trained on.
+      metrics: its scores, JSON-able.
+    """
+
+    config: HeadConfig
+    params: Params
+    statistics: tuple[Any, Any]
+    class_names: tuple[str, ...]
+    task: str
+    output: str
+    spec: FeatureSpec
+    data: DataConfig
+    metrics: dict[str, Any]
+
+
+class LoadedHead(NamedTuple):
+    """A head read from its folder, as pure functions of `x`.
+
+    Attributes:
+      logits: `(x) -> float32 [rows, classes]`.
+      probabilities: `(x) -> float32 [rows, classes]`.
+      predict: `(x) -> int32 [rows]` class numbers, or `bool [rows, classes]` where a
+        row has several labels.
+      class_names: what class `i` stands for.
+      head: the head itself, to compose with.
+      params: its parameters.
+      bundle: all that the folder says.
+    """
+
+    logits: Callable[[Any], Array]
+    probabilities: Callable[[Any], Array]
+    predict: Callable[[Any], Array]
+    class_names: tuple[str, ...]
+    head: Head
+    params: Params
+    bundle: Bundle
+
+
+def feature_spec(x: Any, *, config: HeadConfig, backbone: str) -> FeatureSpec:
+    """Describes training features, `[rows, dim]` or tokens.
+
+    >>> x = np.ones((3, 4), np.float16)
+    >>> feature_spec(x, config=HeadConfig(), backbone="").norm_mean
+    2.0
+    """
+    values = np.asarray(x.values if isinstance(x, Tokens) else x)
+    norms = _norms(x)
+    return FeatureSpec(
+        dim=values.shape[-1],
+        dtype=str(values.dtype),
+        tokens=values.ndim == 3,
+        normalization=config.normalization,
+        backbone=backbone,
+        norm_mean=float(norms.mean()),
+        norm_std=float(norms.std()),
+    )
+
+
+def drift(x: Any, spec: FeatureSpec) -> str | None:
+    """Says in a sentence how features differ from those of training; None if alike.
+
+    Features that were normalised differently are the usual cause, so it is their norm
+    that is compared: a mean norm off by a fifth, and by four standard deviations of the
+    training norms, is a different scale.
+    """
+    mean = float(_norms(x).mean())
+    off = abs(mean - spec.norm_mean)
+    if off <= 0.2 * spec.norm_mean or off <= 4 * spec.norm_std:
+        return None
+    return (
+        f"the embeddings have a mean norm of {mean:.4g}, those of training had "
+        f"{spec.norm_mean:.4g} (standard deviation {spec.norm_std:.2g}); check that they "
+        f"come from the same backbone{f' ({spec.backbone})' if spec.backbone else ''} "
+        "and are normalised in the same way"
+    )
+
+
+def functions(bundle: Bundle) -> LoadedHead:
+    """Returns the functions of a head."""
+    head = make_head(
+        bundle.config,
+        classes=len(bundle.class_names),
+        statistics=tuple(jnp.asarray(leaf) for leaf in bundle.statistics),
+    )
+    params = jax.tree.map(jnp.asarray, bundle.params)
+
+    def logits(x: Any) -> Array:
+        _check_features(x, bundle.spec)
+        return head.apply(params, x)
+
+    def probabilities(x: Any) -> Array:
+        return to_probabilities(logits(x), bundle.output)
+
+    def predict(x: Any) -> Array:
+        if bundle.task == "multilabel":
+            return logits(x) > 0
+        return jnp.argmax(logits(x), axis=-1).astype(jnp.int32)
+
+    return LoadedHead(
+        logits, probabilities, predict, bundle.class_names, head, params, bundle
+    )
+
+
+def to_probabilities(logits: Array, output: str) -> Array:
+    """Logits `[..., classes]` -> probabilities, by `softmax` or `sigmoid`."""
+    return jax.nn.softmax(logits) if output == "softmax" else jax.nn.sigmoid(logits)
+
+
+def in_batches(function: Callable[[Any], Array], x: Any) -> np.ndarray:
+    """Applies a function of rows to any number of them, in batches of one size.
+
+    The last batch is padded and cut, so one compiled program serves all sizes.
+
+    Args:
+      function: `(x) -> [rows, ...]`, for example `LoadedHead.logits`.
+      x: `[rows, ...]`, or `Tokens`; may be a memory map.
+    """
+    rows = jax.tree.leaves(x)[0].shape[0]
+    size = min(_BATCH, max(1, rows))
+    compiled = jax.jit(function)
+
+    def batch(start: int) -> np.ndarray:
+        def cut(leaf: Any) -> np.ndarray:
+            part = np.asarray(leaf[start : start + size])
+            padding = np.repeat(part[-1:], size - len(part), axis=0)
+            return np.concatenate([part, padding])
+
+        return np.asarray(compiled(jax.tree.map(cut, x)))[: rows - start]
+
+    return np.concatenate([batch(start) for start in range(0, max(rows, 1), size)])
+
+
+def save(path: str | Path, bundle: Bundle) -> None:
+    """Writes a head's folder whole or not at all.
+
+    Args:
+      path: the folder; one that is there is replaced.
+      bundle: what to write.
+    """
+    path = Path(path)
+    arrays = {
+        f"params/{name}": np.ascontiguousarray(leaf)
+        for name, leaf in flatten_dict(bundle.params, sep="/").items()
+    }
+    for name, leaf in zip(("mean", "std"), bundle.statistics, strict=False):
+        arrays[f"statistics/{name}"] = np.ascontiguousarray(leaf)
+    content = to_safetensors(arrays)
+    described = {
+        "format": FORMAT,
+        "head": dataclasses.asdict(bundle.config),
+        "class_names": list(bundle.class_names),
+        "task": bundle.task,
+        "output": bundle.output,
+        "features": bundle.spec._asdict(),
+        "data": dataclasses.asdict(bundle.data),
+        "metrics": bundle.metrics,
+        "versions": {name: version(name) for name in ("flaxhead", "jax", "flax")},
+        "sha256": {_ARRAYS: hashlib.sha256(content).hexdigest()},
+    }
+    new = path.with_name(f".{path.name}.new")
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir(parents=True)
+    (new / _ARRAYS).write_bytes(content)
+    (new / "head.json").write_text(json.dumps(described, indent=2, allow_nan=False))
+    old = path.with_name(f".{path.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if path.exists():
+        os.replace(path, old)
+    os.replace(new, path)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def load(path: str | Path) -> LoadedHead:
+    """Reads a head from its folder and checks it.
+
+    Args:
+      path: the folder that a run wrote, `RUN/head`.
+
+    Returns:
+      Pure functions `logits`, `probabilities` and `predict`, and what they are made of.
+
+    Raises:
+      ValueError: the folder or a part of it is missing, damaged or of a later format.
+    """
+    path = Path(path)
+    try:
+        described = json.loads((path / "head.json").read_text())
+        content = (path / _ARRAYS).read_bytes()
+    except FileNotFoundError as error:
+        raise ValueError(
+            f"{path}: {error.filename} is missing; expected the folder of a head, "
+            "RUN/head"
+        ) from error
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: head.json can't be read ({error})") from error
+    try:
+        if described["format"] != FORMAT:
+            raise ValueError(
+                f"{path}: the head has format {described['format']}, this version of "
+                f"flaxhead reads format {FORMAT}; use the version that wrote it "
+                f"({described['versions']['flaxhead']})"
+            )
+        found = hashlib.sha256(content).hexdigest()
+        if described["sha256"][_ARRAYS] != found:
+            raise ValueError(
+                f"{path}: {_ARRAYS} is damaged (its checksum is {found[:12]}..., "
+                f"head.json says {described['sha256'][_ARRAYS][:12]}...); copy or train "
+                "the head again"
+            )
+        arrays = parse_safetensors(content)
+        params = {
+            name.removeprefix("params/"): leaf
+            for name, leaf in arrays.items()
+            if name.startswith("params/")
+        }
+        bundle = Bundle(
+            config=HeadConfig(**_tuples(described["head"])),
+            params=unflatten_dict(params, sep="/"),
+            statistics=(arrays["statistics/mean"], arrays["statistics/std"]),
+            class_names=tuple(described["class_names"]),
+            task=described["task"],
+            output=described["output"],
+            spec=FeatureSpec(**described["features"]),
+            data=DataConfig(**described["data"]),
+            metrics=described["metrics"],
+        )
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path}: head.json lacks or garbles {error}") from error
+    return functions(bundle)
+
+
+def _tuples(settings: dict[str, Any]) -> dict[str, Any]:
+    """JSON has lists where settings have tuples."""
+    return {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in settings.items()
+    }
+
+
+def _norms(x: Any) -> np.ndarray:
+    values = x.values if isinstance(x, Tokens) else x
+    norms = [
+        np.linalg.norm(np.asarray(values[start : start + _BATCH], np.float32), axis=-1)
+        for start in range(0, len(values), _BATCH)
+    ]
+    norms = np.concatenate(norms)
+    return norms[np.asarray(x.mask)] if isinstance(x, Tokens) else norms.ravel()
+
+
+def _check_features(x: Any, spec: FeatureSpec) -> None:
+    values = x.values if isinstance(x, Tokens) else x
+    expected = f"[rows, {'tokens, ' if spec.tokens else ''}{spec.dim}]"
+    if values.ndim != (3 if spec.tokens else 2) or values.shape[-1] != spec.dim:
+        raise ValueError(
+            f"the embeddings have the shape {list(values.shape)}, the head expects "
+            f"{expected} ({spec.dtype}, normalization {spec.normalization}, backbone "
+            f"{spec.backbone or 'not recorded'})"
+        )

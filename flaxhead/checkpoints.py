@@ -1,0 +1,75 @@
+"""orbax behind three functions: open a folder, save into it, restore from it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import (
+    AnyPreservationPolicy,
+    BestN,
+    LatestN,
+)
+
+from flaxhead.base import PyTree
+
+Manager = ocp.CheckpointManager
+
+
+def open_folder(path: str | Path, *, keep: int) -> Manager:
+    """Opens a folder of checkpoints, of which the last `keep` and the best stay."""
+    policy = AnyPreservationPolicy(
+        [LatestN(keep), BestN(get_metric_fn=lambda metrics: metrics["score"], n=1)]
+    )
+    options = ocp.CheckpointManagerOptions(
+        preservation_policy=policy,
+        enable_async_checkpointing=True,
+        cleanup_tmp_directories=True,
+    )
+    return ocp.CheckpointManager(Path(path).absolute(), options=options)
+
+
+def save(manager: Manager, step: int, tree: PyTree, *, score: float) -> None:
+    """Saves arrays under a step number, in the background and atomically.
+
+    Args:
+      manager: from `open_folder`.
+      step: the number of the checkpoint.
+      tree: NumPy arrays only.
+      score: what "best" goes by, larger is better.
+    """
+    manager.save(step, args=ocp.args.StandardSave(tree), metrics={"score": score})
+
+
+def restore(manager: Manager, target: PyTree) -> tuple[int, PyTree] | None:
+    """Restores the latest checkpoint into a target of the same structure.
+
+    Args:
+      manager: from `open_folder`.
+      target: arrays (or their shapes and types) as they were saved.
+
+    Returns:
+      `(step, tree)` of NumPy arrays, or None where there is no checkpoint.
+
+    Raises:
+      ValueError: the checkpoint can't be read, or holds something else.
+    """
+    step = manager.latest_step()
+    if step is None:
+        return None
+
+    def describe(leaf: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+
+    try:
+        target = jax.tree.map(describe, target)
+        tree = manager.restore(step, args=ocp.args.StandardRestore(target))
+    except Exception as error:
+        raise ValueError(
+            f"checkpoint {manager.directory / str(step)} can't be restored "
+            f"({type(error).__name__}: {str(error).splitlines()[0]}); delete that folder "
+            "to go on from the checkpoint before it"
+        ) from error
+    return step, tree

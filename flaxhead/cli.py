@@ -1,0 +1,157 @@
+"""`flaxhead predict | evaluate`: what a trained head is used for on the command line."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import dataclasses
+import io
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from flaxhead import bundle
+from flaxhead.data import load_inputs, load_split
+from flaxhead.loop import Interrupted, to_batch
+from flaxhead.metrics import evaluate
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command line; returns its exit status."""
+    parser = argparse.ArgumentParser(
+        prog="flaxhead", description="Use a trained head (python train.py trains one)."
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    predict = commands.add_parser("predict", help="write the predictions of a file")
+    predict.add_argument("--head", required=True, metavar="RUN/head")
+    predict.add_argument(
+        "--input", required=True, metavar="FILE", help="npz, npy, parquet, safetensors"
+    )
+    predict.add_argument("--output", required=True, metavar="FILE.csv")
+    predict.add_argument(
+        "--probabilities", action="store_true", help="add a column a class"
+    )
+    score = commands.add_parser("evaluate", help="print the scores of a split as JSON")
+    score.add_argument("--head", required=True, metavar="RUN/head")
+    score.add_argument(
+        "--data", required=True, metavar="SOURCE", help="npz:DIR, say; as in training"
+    )
+    score.add_argument("--split", default="test", help="default: test")
+    options = parser.parse_args(arguments)
+    with errors():
+        cache_compilations()
+        COMMANDS[options.command](options)
+    return 0
+
+
+def _predict(options: argparse.Namespace) -> None:
+    output = Path(options.output)
+    if not output.absolute().parent.is_dir():
+        raise ValueError(f"--output={output}: its folder does not exist; make it first")
+    head = bundle.load(options.head)
+    data = load_inputs(options.input)
+    x = to_batch(data).x
+    probabilities = bundle.in_batches(head.probabilities, x)
+    _warn_of_drift(x, head)
+    names = np.array(head.class_names, dtype=object)
+    several = head.bundle.task == "multilabel"
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    columns = [f"probability:{name}" for name in names] if options.probabilities else []
+    writer.writerow(["id", "prediction", "confidence", *columns])
+    for row_id, row in zip(data.ids, probabilities, strict=True):
+        if several:
+            prediction = "|".join(names[row > 0.5])
+            # Of the whole set of labels, were they independent.
+            confidence = float(np.prod(np.maximum(row, 1 - row)))
+        else:
+            prediction, confidence = names[row.argmax()], float(row.max())
+        each = [f"{value:.6g}" for value in row] if options.probabilities else []
+        writer.writerow([row_id, prediction, f"{confidence:.6g}", *each])
+    new = output.with_name(f".{output.name}.new")
+    new.write_text(text.getvalue())
+    os.replace(new, output)
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    head = bundle.load(options.head)
+    known = head.bundle
+    data = load_split(
+        options.data,
+        options.split,
+        class_names=head.class_names,
+        task=known.task,
+        config=dataclasses.replace(known.data, source=options.data),
+    )
+    batch = to_batch(data)
+    logits = bundle.in_batches(head.logits, batch.x)
+    _warn_of_drift(batch.x, head)
+    scores = evaluate(
+        logits,
+        batch.labels,
+        batch.weights,
+        class_names=head.class_names,
+        output=known.output,
+    )
+    print(json.dumps({"split": options.split, **scores}, allow_nan=False))
+
+
+COMMANDS = {"predict": _predict, "evaluate": _evaluate}
+
+
+@contextmanager
+def errors() -> Iterator[None]:
+    """Turns what a user can mend into one line on standard error and exit status 2."""
+    try:
+        yield
+    except Interrupted as error:
+        print(error, file=sys.stderr)
+        raise SystemExit(128 + error.signal) from None
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def cache_compilations() -> None:
+    """Keeps compiled programs in `~/.cache/flaxhead`, unless JAX is told another place.
+
+    `JAX_COMPILATION_CACHE_DIR` names another folder, `JAX_ENABLE_COMPILATION_CACHE=0`
+    turns it off.
+    """
+    if not jax.config.jax_compilation_cache_dir:
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        jax.config.update("jax_compilation_cache_dir", str(home / "flaxhead" / "xla"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
+def summary(result: dict[str, Any], workdir: str | Path) -> str:
+    """The outcome of a run in a few lines."""
+    won, test = result["selected"], result["test"]
+    low, high = test["accuracy_ci"]
+    tried = {
+        name: value
+        for name, value in won["hyperparameters"].items()
+        if len({one["hyperparameters"][name] for one in result["candidates"]}) > 1
+    }
+    chosen = ", ".join(f"{name} {value:g}" for name, value in tried.items())
+    return (
+        f"{won['head']}{f' ({chosen})' if chosen else ''} won of "
+        f"{len(result['candidates'])} by validation {won['metric']} {won['score']:.4f}\n"
+        f"test accuracy {test['accuracy']:.4f} (95 % interval {low:.4f} to {high:.4f}), "
+        f"nll {test['nll']:.4f}, ece {test['ece']:.4f}\n"
+        f"compiled in {result['timing']['compile_seconds']:.1f} s, trained in "
+        f"{result['timing']['run_seconds']:.1f} s; the head is in {workdir}/head"
+    )
+
+
+def _warn_of_drift(x: Any, head: bundle.LoadedHead) -> None:
+    warning = bundle.drift(x, head.bundle.spec)
+    if warning:
+        print(f"warning: {warning}", file=sys.stderr)

@@ -1,0 +1,433 @@
+"""Sources or arrays -> a `Dataset`: checked, labels named alike, three splits."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from flaxhead.config import DataConfig
+from flaxhead.data import checks, labels, sources
+from flaxhead.data.hashes import row_hashes
+from flaxhead.data.records import FIELDS, Dataset, Embeddings, Raw, take
+from flaxhead.data.splits import holdout
+
+SPLITS = ("train", "val", "test")
+
+
+def load(config: DataConfig) -> Dataset:
+    """Reads the source that `config` names, and splits off what it lacks.
+
+    A missing `test` is `test_fraction` of the training rows, a missing `val` then
+    `val_fraction` of what remains; both are stratified, seeded, keep groups whole, and
+    are recorded in the notes. Other splits of the source are recorded and not read.
+
+    Raises:
+      ValueError: for anything in the data that training could not use as it is.
+
+    >>> data = load(DataConfig(source="sklearn:wine"))
+    >>> data.train.x.shape, data.val.x.shape, data.test.x.shape
+    ((114, 13), (28, 13), (36, 13))
+    >>> data.class_names, data.task
+    (('class_0', 'class_1', 'class_2'), 'multiclass')
+    """
+    return _load(config, class_names=None, task=config.task)
+
+
+def arrays(
+    train: Mapping[str, Any] | Raw,
+    *,
+    val: Mapping[str, Any] | Raw | None = None,
+    test: Mapping[str, Any] | Raw | None = None,
+    config: DataConfig | None = None,
+) -> Dataset:
+    """Makes a dataset of arrays in memory, under the rules of `load`.
+
+    Args:
+      train: `embeddings` and `labels`, and optionally `mask`, `weights`, `groups`,
+        `ids` and `class_names`, as in an npz file.
+      val: the same for the rows to choose by; None: split off train.
+      test: the same for the rows to report; None: split off train.
+      config: fractions, seed and what to do with bad rows; its source is not read.
+
+    Raises:
+      ValueError: as `load`.
+
+    >>> x = np.eye(20, dtype=np.float16)
+    >>> data = arrays({"embeddings": x, "labels": ["ant", "bee"] * 10})
+    >>> data.class_names, data.train.x.dtype, data.notes["rows"]
+    (('ant', 'bee'), dtype('float16'), {'train': 13, 'val': 3, 'test': 4})
+    """
+    config = config or DataConfig()
+    given = {"train": train, "val": val, "test": test}
+    raws = {s: _raw(fields, s) for s, fields in given.items() if fields is not None}
+    return _compose(raws, config=config, class_names=None, task=config.task)
+
+
+def load_split(
+    source: str,
+    split: str,
+    *,
+    class_names: tuple[str, ...],
+    task: str,
+    config: DataConfig,
+) -> Embeddings:
+    """Reads one split for a head that is already trained, labels by its class names.
+
+    A split that `load` would split off (and a `train` that it would split) is the same
+    rows here, given the same seed and fractions. Labels map by name; integers without
+    class names in their file are names where all of the head's class names are whole
+    numbers, and else positions.
+
+    Args:
+      source: as `DataConfig.source`.
+      split: `train`, `val`, `test`, or another one that the source has.
+      class_names: the head's classes, in order.
+      task: the head's task.
+      config: all but its source and task.
+
+    Raises:
+      ValueError: as `load`, and where there is no such split.
+
+    >>> iris = ("versicolor", "setosa", "virginica")
+    >>> data = load_split("sklearn:iris", "test", class_names=iris, task="multiclass",
+    ...                   config=DataConfig())
+    >>> data.x.shape, data.labels.dtype
+    ((30, 4), dtype('int32'))
+    """
+    reader, found = sources.find(source)
+    split = sources.ALIASES.get(split, split)
+    given = set(SPLITS).intersection(found)
+    # `load` splits this off train, or something else off this one.
+    cut = split not in found if split != "train" else len(given) < len(SPLITS)
+    if "train" in found and split in SPLITS and cut:
+        config = dataclasses.replace(config, source=source)
+        whole = _load(config, class_names=class_names, task=task)
+        return getattr(whole, split)
+    if split not in found:
+        raise ValueError(
+            f"{source}: there is no split {split!r}, expected one of "
+            f"{', '.join(found)}{checks.nearest(split, found)}"
+        )
+    _settings(config)
+    raw = reader.read(found[split], config, True)
+    files, _ = _settle({split: raw}, class_names, task)
+    values, extra = labels.rename(files[split], class_names, raw.where)
+    data = _embeddings(raw, values)
+    return _leave_out(data, raw.where, extra, config)[0]
+
+
+def load_inputs(path: str, *, config: DataConfig | None = None) -> Embeddings:
+    """Reads embeddings to predict: an npz, npy, safetensors or Parquet file.
+
+    Labels are not needed and not read: all rows come back as unlabelled. The mask and
+    the ids are read where the file has them.
+
+    Raises:
+      ValueError: for anything in the embeddings that a head could not use.
+
+    >>> import tempfile, os
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = os.path.join(folder, "new.npy")
+    ...     np.save(path, np.ones((3, 8), np.float16))
+    ...     load_inputs(path).labels
+    array([-1, -1, -1], dtype=int32)
+    """
+    config = config or DataConfig()
+    _settings(config)
+    raw = sources.read_file(path, config)
+    data = _embeddings(raw._replace(weights=None, groups=None), None)
+    return take(data, _finite(data, raw.where, config))
+
+
+def _load(
+    config: DataConfig, *, class_names: tuple[str, ...] | None, task: str
+) -> Dataset:
+    reader, found = sources.find(config.source)
+    if "train" not in found:
+        raise ValueError(
+            f"{config.source}: there is no split 'train' among {', '.join(found)}, "
+            f"expected one{checks.nearest('train', found)}"
+        )
+    raws = {s: reader.read(found[s], config, True) for s in SPLITS if s in found}
+    data = _compose(raws, config=config, class_names=class_names, task=task)
+    others = sorted(set(found) - set(SPLITS))
+    return data._replace(notes={**data.notes, "other_splits": others})
+
+
+def _raw(fields: Mapping[str, Any] | Raw, where: str) -> Raw:
+    """Returns the arrays of one split, called `where` in messages."""
+    if isinstance(fields, Raw):
+        return fields._replace(where=where)
+    checks.known_fields(fields, FIELDS, where)
+    if "embeddings" not in fields:
+        raise ValueError(f"{where}: there are no embeddings, expected an array")
+    return Raw(**fields, where=where)
+
+
+def _settings(config: DataConfig) -> None:
+    """Raises a ValueError for a setting that is none of the possible ones."""
+    checks.choice("data.task", config.task, ("auto", "multiclass", "multilabel"))
+    checks.choice("data.invalid_rows", config.invalid_rows, ("error", "drop"))
+    checks.choice("data.unlabelled", config.unlabelled, ("error", "drop"))
+    for name in ("val_fraction", "test_fraction"):
+        value = getattr(config, name)
+        if not 0 < value < 1:
+            raise ValueError(f"data.{name} is {value}, expected between 0 and 1")
+    if config.seed < 0:
+        raise ValueError(f"data.seed is {config.seed}, expected 0 or more")
+
+
+def _compose(
+    raws: dict[str, Raw],
+    *,
+    config: DataConfig,
+    class_names: tuple[str, ...] | None,
+    task: str,
+) -> Dataset:
+    """Checks and maps what is given, `train` first, and splits off what is not."""
+    _settings(config)
+    origin = raws["train"].where
+    files, task = _settle(raws, class_names, task)
+    names = class_names or _own_names(raws["train"]) or files["train"].names
+
+    splits: dict[str, Embeddings] = {}
+    dropped: dict[str, dict[str, list]] = {}
+    unseen: dict[str, dict[str, int]] = {}
+    for split, raw in raws.items():
+        values, extra = labels.rename(files[split], names, raw.where)
+        if split == "train":
+            _refuse_unnamed(extra, names, raw.where)
+        elif task == "multiclass":
+            extra |= _without_training(values, splits["train"].labels, names)
+        data = _embeddings(raw, values)
+        splits[split], dropped[split] = _leave_out(data, raw.where, extra, config)
+        unseen[split] = {name: int(rows.sum()) for name, rows in extra.items()}
+        _alike(splits, split, raw.where, origin)
+    if task == "multiclass" and class_names is None:
+        labels.one_class(splits["train"].labels, names, origin)
+
+    split_off = {}
+    for split in ("test", "val"):
+        if split not in splits:
+            split_off[split] = _split_off(splits, split, config, origin)
+    given = {split: raw.ignored for split, raw in raws.items() if raw.ignored}
+    notes = {
+        "split_off": split_off,
+        "dropped": {split: ids for split, ids in dropped.items() if ids},
+        "unseen_classes": {split: n for split, n in unseen.items() if n},
+        "ignored_fields": {split: list(fields) for split, fields in given.items()},
+        **_statistics(splits, names, task),
+    }
+    train, val, test = (splits[split] for split in SPLITS)
+    return Dataset(train, val, test, names, task, notes)
+
+
+def _own_names(raw: Raw) -> tuple[str, ...] | None:
+    if raw.class_names is None:
+        return None
+    return labels.class_names(raw.class_names, raw.where)
+
+
+def _settle(
+    raws: dict[str, Raw], class_names: tuple[str, ...] | None, task: str
+) -> tuple[dict[str, labels.Named], str]:
+    """Returns the labels of each file by its class names, and the task.
+
+    A file without class names goes by those of train, or of the head. Should these be
+    whole numbers, though, then its integers are names and not positions: of the classes
+    0, 2 and 5 the label 2 means the second.
+    """
+    shared = class_names
+    if "train" in raws:
+        shared = _own_names(raws["train"]) or class_names
+    if shared and all(name.isdecimal() for name in shared):
+        shared = None
+    files = {
+        raw.where: labels.named(raw.labels, _own_names(raw) or shared, raw.where)
+        for raw in raws.values()
+    }
+    task = labels.detect(files, task)
+    files = labels.settle(files, task)
+    return {split: files[raw.where] for split, raw in raws.items()}, task
+
+
+def _refuse_unnamed(
+    extra: dict[str, np.ndarray], names: tuple[str, ...], where: str
+) -> None:
+    """Raises a ValueError where rows to train on have a class without a name."""
+    for name, rows in extra.items():
+        raise ValueError(
+            f"{where}: label {name!r} is not among the {len(names)} class names, in "
+            f"{checks.listing(rows)}; expected a name of class_names"
+            f"{checks.nearest(name, names)}"
+        )
+
+
+def _without_training(
+    values: np.ndarray, train: np.ndarray, names: tuple[str, ...]
+) -> dict[str, np.ndarray]:
+    """Returns the rows of each class that has a name and no row to train on."""
+    absent = np.flatnonzero(labels.support(train, len(names)) == 0)
+    if values.ndim == 1:
+        rows = {names[i]: values == i for i in absent}
+    else:
+        rows = {names[i]: values[:, i] > 0 for i in absent}
+    return {name: those for name, those in rows.items() if those.any()}
+
+
+def _embeddings(raw: Raw, values: np.ndarray | None) -> Embeddings:
+    """Checks the arrays of one split; its labels are `values` by now, or none."""
+    where = raw.where
+    x = checks.embeddings(raw.embeddings, where)
+    rows = len(x)
+    if values is None:
+        values = np.full(rows, labels.UNLABELLED, np.int32)
+    checks.length(values, rows, "labels", where)
+    weights, mask, groups, ids = raw.weights, raw.mask, raw.groups, raw.ids
+    return Embeddings(
+        x,
+        values,
+        np.ones(rows, np.float32)
+        if weights is None
+        else checks.weights(weights, rows, where),
+        None if mask is None else checks.mask(mask, x, where),
+        None if groups is None else checks.keys(groups, rows, "groups", where),
+        np.arange(rows) if ids is None else checks.keys(ids, rows, "ids", where),
+    )
+
+
+def _finite(data: Embeddings, where: str, config: DataConfig) -> np.ndarray:
+    """Returns `bool [rows]`, True where a row is finite; others raise, or are left."""
+    finite = checks.finite(data.x)
+    if not finite.all() and config.invalid_rows == "error":
+        raise ValueError(
+            f"{where}: embeddings are NaN or infinite in {checks.listing(~finite)}, "
+            "expected finite numbers; set data.invalid_rows=drop to leave them out"
+        )
+    if not finite.any():
+        raise ValueError(f"{where}: no row of the embeddings is finite")
+    return finite
+
+
+def _leave_out(
+    data: Embeddings, where: str, extra: dict[str, np.ndarray], config: DataConfig
+) -> tuple[Embeddings, dict[str, list]]:
+    """Leaves out rows that cannot be used, if the settings allow it, with their ids.
+
+    `extra` has the rows of each class that training lacks.
+    """
+    finite = _finite(data, where, config)
+    blank = labels.unlabelled(data.labels)
+    if blank.any() and config.unlabelled == "error":
+        raise ValueError(
+            f"{where}: labels are -1 or empty, which means unlabelled, in "
+            f"{checks.listing(blank)}, expected a class; set data.unlabelled=drop to "
+            "leave them out"
+        )
+    unseen = np.zeros(len(data.x), bool)
+    for rows in extra.values():
+        unseen |= rows
+    if extra and not config.allow_unseen:
+        counts = [f"{name!r}: {rows.sum()}" for name, rows in extra.items()]
+        raise ValueError(
+            f"{where}: classes that training lacks ({', '.join(counts[:8])}) are in "
+            f"{checks.listing(unseen)}, expected classes with rows in train; set "
+            "data.allow_unseen=True to leave them out and report them apart"
+        )
+    kept = finite & ~blank & ~unseen
+    if not kept.any():
+        raise ValueError(f"{where}: no labelled row with finite embeddings is left")
+    reasons = {"invalid": ~finite, "unlabelled": blank, "unseen": unseen}
+    dropped = {
+        name: data.ids[out].tolist() for name, out in reasons.items() if out.any()
+    }
+    return take(data, kept), dropped
+
+
+def _alike(splits: dict[str, Embeddings], split: str, where: str, origin: str) -> None:
+    """Raises a ValueError where a split does not go with those before it."""
+    data, train = splits[split], splits["train"]
+    if data.x.ndim != train.x.ndim or data.x.shape[-1] != train.x.shape[-1]:
+        raise ValueError(
+            f"{where}: embeddings have shape {list(data.x.shape)} and "
+            f"those of {origin} {list(train.x.shape)}, expected the same width and "
+            "number of axes"
+        )
+    if (data.mask is None) != (train.mask is None):
+        lacks, has = (where, origin) if data.mask is None else (origin, where)
+        raise ValueError(
+            f"{lacks}: there is no mask and {has} has one, expected one in each split; "
+            "make it all True where nothing is padded"
+        )
+    for other, before in splits.items():
+        if other != split and data.groups is not None and before.groups is not None:
+            shared = np.intersect1d(data.groups, before.groups)
+            if len(shared):
+                raise ValueError(
+                    f"{where}: group {shared[0].item()!r} (and {len(shared) - 1} more) "
+                    f"is in {other} too, expected the rows of a group in one split"
+                )
+
+
+def _split_off(
+    splits: dict[str, Embeddings], split: str, config: DataConfig, where: str
+) -> dict[str, Any]:
+    """Moves rows of train to a split of their own; returns how, for the notes."""
+    train = splits["train"]
+    fraction = getattr(config, f"{split}_fraction")
+    held = holdout(
+        labels.strata(train.labels),
+        groups=train.groups,
+        fraction=fraction,
+        seed=config.seed,
+    )
+    if not held.any():
+        why = "class has one row" if train.groups is None else "group has a whole class"
+        raise ValueError(
+            f"{where}: no rows can be split off as {split}, as each {why}; expected "
+            f"more rows or groups a class, or {split} as data of its own"
+        )
+    splits[split], splits["train"] = take(train, held), take(train, ~held)
+    return {
+        "from": "train",
+        "fraction": fraction,
+        "seed": config.seed,
+        "stratified": "class" if train.labels.ndim == 1 else "rarest or largest label",
+        "grouped": train.groups is not None,
+        "rows": int(held.sum()),
+        "rows_before": len(held),
+    }
+
+
+def _statistics(
+    splits: dict[str, Embeddings], names: tuple[str, ...], task: str
+) -> dict[str, Any]:
+    """Returns the part of the notes that tells what is in each split."""
+    support = {s: labels.support(data.labels, len(names)) for s, data in splits.items()}
+    absent = [name for name, n in zip(names, support["train"], strict=True) if not n]
+    hashes = {split: row_hashes(data.x) for split, data in splits.items()}
+    notes: dict[str, Any] = {
+        "rows": {split: len(splits[split].x) for split in SPLITS},
+        "support": {
+            split: dict(zip(names, support[split].tolist(), strict=True))
+            for split in SPLITS
+        },
+        "empty_classes": absent,
+        "duplicates": {
+            f"{split} in {other}": int(np.isin(hashes[split], hashes[other]).sum())
+            for split, other in (("val", "train"), ("test", "train"), ("test", "val"))
+        },
+    }
+    if task == "multilabel":
+        matrices = {split: splits[split].labels for split in SPLITS}
+        notes["all_zero_rows"] = {
+            s: int((m == 0).all(1).sum()) for s, m in matrices.items()
+        }
+        notes["missing_entries"] = {
+            s: int(np.isnan(m).sum()) for s, m in matrices.items()
+        }
+        notes["never_positive"] = absent
+    return notes

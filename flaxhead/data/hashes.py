@@ -1,0 +1,58 @@
+"""Hashes of content: has the data of a run changed, and which rows are there twice."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+
+from flaxhead.data.checks import chunks
+from flaxhead.data.records import Dataset
+
+PARTS = ("embeddings", "labels", "weights", "mask")
+
+
+def fingerprint(dataset: Dataset) -> dict[str, str]:
+    """Returns a SHA-256 of each part of the data, to refuse resuming with other data.
+
+    A part is named `split.array`, such as `train.labels`; comparing two fingerprints
+    tells what changed. Shape, type and content count, and so do `class_names` (in
+    order, with the task); ids, groups and notes don't. Memory maps are read in chunks.
+
+    >>> from flaxhead.config import DataConfig
+    >>> from flaxhead.data import load
+    >>> parts = fingerprint(load(DataConfig(source="sklearn:iris")))
+    >>> list(parts)[:4]
+    ['class_names', 'train.embeddings', 'train.labels', 'train.weights']
+    """
+    told = "\0".join((dataset.task, *dataset.class_names))
+    parts = {"class_names": hashlib.sha256(told.encode()).hexdigest()}
+    for split in ("train", "val", "test"):
+        data = getattr(dataset, split)
+        contents = (data.x, data.labels, data.weights, data.mask)
+        for name, values in zip(PARTS, contents, strict=True):
+            if values is not None:
+                parts[f"{split}.{name}"] = _digest(values)
+    return parts
+
+
+def _digest(values: np.ndarray) -> str:
+    digest = hashlib.sha256(f"{values.dtype.name} {values.shape}".encode())
+    for part in chunks(values):
+        digest.update(values[part].tobytes())
+    return digest.hexdigest()
+
+
+def row_hashes(x: np.ndarray) -> np.ndarray:
+    """Returns `uint64 [rows]`, equal where rows are equal byte for byte.
+
+    >>> first, second, third = row_hashes(np.array([[1, 2], [3, 4], [1, 2]]))
+    >>> bool(first == third), bool(first == second)
+    (True, False)
+    """
+    digests = bytearray()
+    for part in chunks(x):
+        rows = np.ascontiguousarray(x[part]).reshape(part.stop - part.start, -1)
+        for row in rows:
+            digests += hashlib.blake2b(row.tobytes(), digest_size=8).digest()
+    return np.frombuffer(bytes(digests), np.uint64)

@@ -1,0 +1,102 @@
+"""What the data room hands around: arrays of one split, and a whole dataset."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+
+class Raw(NamedTuple):
+    """One split as its source stores it, unchecked.
+
+    Attributes:
+      embeddings: `[rows, dim]` or `[rows, tokens, dim]`.
+      labels: `[rows]` integers or text, or a `[rows, classes]` matrix.
+      mask: `[rows, tokens]`, True where a token is real.
+      weights: `[rows]`.
+      groups: `[rows]` text or integers; rows of one group stay in one split.
+      ids: `[rows]` text or integers.
+      class_names: names that integer labels, or the columns of a matrix, stand for.
+      where: the file, or the argument, that error messages name.
+      ignored: names of fields of a table that were not read.
+    """
+
+    embeddings: Any
+    labels: Any = None
+    mask: Any = None
+    weights: Any = None
+    groups: Any = None
+    ids: Any = None
+    class_names: Any = None
+    where: str = ""
+    ignored: tuple[str, ...] = ()
+
+
+# What an npz file, or a dictionary in memory, may hold.
+FIELDS = ("embeddings", "labels", "mask", "weights", "groups", "ids", "class_names")
+
+
+class Embeddings(NamedTuple):
+    """One split, checked, in host memory.
+
+    Attributes:
+      x: `[rows, dim]` or `[rows, tokens, dim]`, as narrow as it came (float16,
+        bfloat16 or float32); may be a memory map.
+      labels: `int32 [rows]` class numbers (-1: unlabelled), or `float32
+        [rows, classes]` soft or multi-hot labels (NaN: this entry is missing).
+      weights: `float32 [rows]`; a row of weight 0 is absent.
+      mask: `bool [rows, tokens]`, True where a token is real, or None.
+      groups: `[rows]` text or integers, or None.
+      ids: `[rows]` text or integers; the row's number in its file by default.
+    """
+
+    x: np.ndarray
+    labels: np.ndarray
+    weights: np.ndarray
+    mask: np.ndarray | None
+    groups: np.ndarray | None
+    ids: np.ndarray
+
+
+class Dataset(NamedTuple):
+    """Three splits whose labels mean the same classes.
+
+    Attributes:
+      train: the rows to train on.
+      val: the rows to choose by.
+      test: the rows to report.
+      class_names: what class number `i`, or column `i`, stands for.
+      task: `multiclass` or `multilabel`.
+      notes: a JSON-able record of what was split off, left out and noticed.
+    """
+
+    train: Embeddings
+    val: Embeddings
+    test: Embeddings
+    class_names: tuple[str, ...]
+    task: str
+    notes: dict[str, Any]
+
+
+def take(data: Embeddings, rows: np.ndarray) -> Embeddings:
+    """Returns the rows that `rows` (`bool [rows]`) selects, in order.
+
+    All of them come back as they are: a memory map stays one.
+
+    >>> import numpy as np
+    >>> x, ids, weights = np.zeros((3, 2)), np.arange(3), np.ones(3)
+    >>> data = Embeddings(x, ids, weights, None, None, ids)
+    >>> take(data, np.array([True, False, True])).ids
+    array([0, 2])
+    """
+    if rows.all():
+        return data
+    return Embeddings(
+        x=data.x[rows],
+        labels=data.labels[rows],
+        weights=data.weights[rows],
+        mask=None if data.mask is None else data.mask[rows],
+        groups=None if data.groups is None else data.groups[rows],
+        ids=data.ids[rows],
+    )

@@ -1,0 +1,332 @@
+"""Tables with other columns beside the embeddings: Parquet, and prepared TFDS sets.
+
+The column of embeddings and that of labels are named by `data.embeddings_field` and
+`data.labels_field`, or go by an obvious name, or are the only ones that fit.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flaxhead.config import DataConfig
+from flaxhead.data import checks
+from flaxhead.data.records import Raw
+
+# A table's names for a field, each in the plural and in the singular.
+NAMES = {
+    "embeddings": ("embeddings", "embedding"),
+    "labels": ("labels", "label"),
+    "mask": ("mask",),
+    "weights": ("weights", "weight"),
+    "groups": ("groups", "group"),
+    "ids": ("ids", "id"),
+}
+SHARD = re.compile(r"(.+)-\d+-of-\d+")
+COLUMN = re.compile(r"f(\d+)")
+
+
+def pick(
+    field: str, wanted: str, names: Iterable[str], fitting: Iterable[str], where: str
+) -> str | None:
+    """Returns the name of the column to read as `field`, None if nothing fits.
+
+    That is the wanted one, one with an obvious name, or the only one that fits.
+
+    >>> pick("labels", "", ["text", "label"], ["text", "label"], "train.parquet")
+    'label'
+    """
+    names, fitting = list(names), list(fitting)
+    if wanted:
+        if wanted not in names:
+            raise ValueError(
+                f"{where}: data.{field}_field is {wanted!r}, expected one of "
+                f"{', '.join(names)}{checks.nearest(wanted, names)}"
+            )
+        return wanted
+    obvious = [name for name in NAMES[field] if name in names] or fitting
+    if len(obvious) > 1:
+        raise ValueError(
+            f"{where}: several columns may be the {field}: {', '.join(obvious)}; "
+            f"choose one with data.{field}_field"
+        )
+    return obvious[0] if obvious else None
+
+
+def extras(names: Iterable[str]) -> dict[str, str]:
+    """Returns `{field: column}` of mask, weights, groups and ids where they exist.
+
+    >>> extras(["id", "text"])
+    {'ids': 'id'}
+    """
+    names = set(names)
+    return {
+        field: next(name for name in NAMES[field] if name in names)
+        for field in ("mask", "weights", "groups", "ids")
+        if names.intersection(NAMES[field])
+    }
+
+
+def reserved(config: DataConfig) -> set[str]:
+    """Returns the columns that are not embeddings, whatever they hold."""
+    names = {name for field in NAMES if field != "embeddings" for name in NAMES[field]}
+    return names | {config.labels_field}
+
+
+def find_parquet(path: Path) -> dict[str, list[Path]]:
+    """Finds `train.parquet`, `train/*.parquet` and `train-00000-of-00002.parquet`."""
+    found: dict[str, list[Path]] = {}
+    for file in sorted([*path.glob("*.parquet"), *path.glob("*/*.parquet")]):
+        shard = SHARD.fullmatch(file.stem)
+        split = file.parent.name if file.parent != path else file.stem
+        if file.parent == path and shard:
+            split = shard[1]
+        found.setdefault(split, []).append(file)
+    return found
+
+
+def read_parquet(paths: list[Path], config: DataConfig, labelled: bool) -> Raw:
+    """Reads the Parquet files of one split as one table.
+
+    Embeddings are a column of lists (of lists, for tokens) or columns `f0`, `f1`, ...
+    Raises a ValueError where no column, or more than one, can be the embeddings.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    where = str(paths[0]) + (f" and {len(paths) - 1} more" if len(paths) > 1 else "")
+    with checks.parsing(paths[0], "a Parquet file"):
+        schema = pq.read_schema(paths[0])
+    numbered = [name for name in schema.names if COLUMN.fullmatch(name)]
+    if "f0" not in numbered:
+        numbered = []
+    other = reserved(config)
+    fitting = [
+        field.name
+        for field in schema
+        if field.name not in other and _is_list(field.type) and _is_float(field.type)
+    ]
+    if fitting and numbered:
+        fitting.append(numbered[0])
+    embeddings = pick(
+        "embeddings", config.embeddings_field, schema.names, fitting, where
+    )
+    if embeddings is None and not numbered:
+        raise ValueError(
+            f"{where}: no column of lists of floats among {', '.join(schema.names)}, "
+            "expected one, or columns f0, f1, ..."
+        )
+    used = extras(schema.names)
+    labels = None
+    if labelled:
+        taken = {embeddings, *numbered, *used.values()}
+        fitting = [f.name for f in schema if f.name not in taken and _is_label(f.type)]
+        labels = pick("labels", config.labels_field, schema.names, fitting, where)
+    wanted = [embeddings] if embeddings else _in_order(numbered, where)
+    columns = [*wanted, *([labels] if labels else []), *used.values()]
+
+    parts = []
+    for path in paths:
+        with checks.parsing(path, f"a Parquet file with columns {', '.join(columns)}"):
+            parts.append(pq.read_table(path, columns=columns))
+    with checks.parsing(paths[-1], f"a table of the same columns as {paths[0].name}"):
+        table = pa.concat_tables(parts).combine_chunks()
+
+    if embeddings:
+        x = _lists(table[embeddings], embeddings, where)
+    else:
+        x = np.stack([_scalars(table[name]) for name in wanted], axis=1)
+    with checks.parsing(paths[0], "a Parquet file (class names are JSON metadata)"):
+        class_names = _class_names(schema, labels)
+    return Raw(
+        embeddings=x,
+        labels=_lists(table[labels], labels, where) if labels else None,
+        **{field: _lists(table[name], name, where) for field, name in used.items()},
+        class_names=class_names,
+        where=where,
+        ignored=tuple(name for name in schema.names if name not in columns),
+    )
+
+
+def _is_list(kind: Any) -> bool:
+    import pyarrow as pa
+
+    return (
+        pa.types.is_list(kind)
+        or pa.types.is_large_list(kind)
+        or pa.types.is_fixed_size_list(kind)
+    )
+
+
+def _is_float(kind: Any) -> bool:
+    import pyarrow as pa
+
+    return _is_float(kind.value_type) if _is_list(kind) else pa.types.is_floating(kind)
+
+
+def _is_label(kind: Any) -> bool:
+    import pyarrow as pa
+
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    return (
+        pa.types.is_integer(kind)
+        or pa.types.is_boolean(kind)
+        or pa.types.is_string(kind)
+        or pa.types.is_large_string(kind)
+    )
+
+
+def _in_order(names: list[str], where: str) -> list[str]:
+    """Returns f0, f1, ... by number (f10 after f9), or says which one is missing."""
+    for number in range(len(names)):
+        if f"f{number}" not in names:
+            raise ValueError(
+                f"{where}: there are {len(names)} columns such as {names[0]!r} and no "
+                f"'f{number}', expected f0 to f{len(names) - 1}"
+            )
+    return [f"f{number}" for number in range(len(names))]
+
+
+def _scalars(column: Any) -> np.ndarray:
+    import pyarrow as pa
+
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    return column.to_numpy()
+
+
+def _lists(column: Any, name: str, where: str) -> np.ndarray:
+    """Turns a column of scalars, lists or lists of lists into an array, NaN for null.
+
+    Raises a ValueError where lists differ in length.
+    """
+    import pyarrow.compute as pc
+
+    if not _is_list(column.type):
+        return _scalars(column)
+    if len(column) == 0:
+        return np.zeros((0, 0))
+    present = ~column.is_null().to_numpy()
+    lengths = np.unique(
+        pc.call_function("list_value_length", [column.drop_null()]).to_numpy()
+    )
+    if len(lengths) != 1:
+        raise ValueError(
+            f"{where}: the lists of column {name!r} have {len(lengths)} lengths "
+            f"({', '.join(map(str, lengths[:8]))}), expected one; pad tokens and add a "
+            "column 'mask'"
+        )
+    # Flattening leaves out null lists.
+    values = _lists(pc.call_function("list_flatten", [column]), name, where)
+    values = values.reshape(int(present.sum()), lengths[0], *values.shape[1:])
+    if present.all():
+        return values
+    whole = np.full((len(present), *values.shape[1:]), np.nan, np.float32)
+    whole[present] = values
+    return whole
+
+
+def _class_names(schema: Any, labels: str | None) -> Any:
+    """Reads class names that we, or Hugging Face datasets, leave in the metadata."""
+    metadata = schema.metadata or {}
+    if b"class_names" in metadata:
+        return json.loads(metadata[b"class_names"])
+    stored = json.loads(metadata.get(b"huggingface", b"{}"))
+    return stored.get("info", {}).get("features", {}).get(labels, {}).get("names")
+
+
+def find_tfds(location: str) -> dict[str, Any]:
+    """Finds the splits of a prepared dataset: `NAME[/CONFIG][:VERSION][?data_dir=DIR]`.
+
+    The folder is `DIR/NAME[/CONFIG]/VERSION`; DIR is `$TFDS_DATA_DIR`, or
+    `~/tensorflow_datasets`; the newest version is taken. Only files are read: nothing
+    is downloaded, no dataset's code runs, TensorFlow is not needed.
+    """
+    name, _, query = location.partition("?")
+    option, _, data_dir = query.partition("=")
+    if query and (option != "data_dir" or not data_dir):
+        raise ValueError(f"data.source has the option {query!r}, expected data_dir=DIR")
+    root = data_dir or os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
+    name, _, version = name.partition(":")
+    path = Path(root).expanduser() / name
+    versions = {p.parent.name: p.parent for p in path.glob("*/dataset_info.json")}
+    if not versions or (version and version not in versions):
+        raise ValueError(
+            f"{path}: there is no prepared dataset of version {version or 'any'} "
+            f"(found: {', '.join(versions) or 'none'}), expected what "
+            "download_and_prepare writes with file_format='array_record'"
+        )
+    newest = max(versions, key=lambda v: [int(n) for n in re.findall(r"\d+", v)])
+    chosen = versions[version or newest]
+
+    import tensorflow_datasets as tfds
+
+    with checks.parsing(chosen, "a prepared TFDS dataset"):
+        builder = tfds.builder_from_directory(chosen)
+    return {str(split): (builder, str(split)) for split in builder.info.splits}
+
+
+def read_tfds(handle: tuple[Any, str], config: DataConfig, labelled: bool) -> Raw:
+    """Reads the embeddings, labels and optional fields of one split of a TFDS set."""
+    del labelled
+    import tensorflow_datasets as tfds
+
+    builder, split = handle
+    where = f"{builder.data_dir} ({split})"
+    features = dict(builder.info.features)
+    tensors = [
+        name
+        for name, feature in features.items()
+        if name not in reserved(config)
+        # Of a nested feature the type is a dictionary.
+        and getattr(feature.np_dtype, "name", "") in (*checks.KEPT, "float64")
+        and len(feature.shape) in (1, 2)
+    ]
+    embeddings = pick("embeddings", config.embeddings_field, features, tensors, where)
+    if embeddings is None:
+        raise ValueError(
+            f"{where}: no feature is a tensor of floats among {', '.join(features)}, "
+            "expected one; choose with data.embeddings_field"
+        )
+    used = extras(features)
+    classes = [
+        name
+        for name, feature in features.items()
+        if isinstance(feature, tfds.features.ClassLabel)
+    ]
+    labels = pick("labels", config.labels_field, features, classes, where)
+    columns = {
+        "embeddings": embeddings,
+        **used,
+        **({"labels": labels} if labels else {}),
+    }
+
+    with checks.parsing(Path(str(builder.data_dir)), "a TFDS set of ArrayRecord files"):
+        # Pictures beside the embeddings stay compressed.
+        unread = {
+            name: tfds.decode.SkipDecoding()
+            for name, feature in features.items()
+            if name not in columns.values() and isinstance(feature, tfds.features.Image)
+        }
+        rows = builder.as_data_source(split, decoders=unread)
+        fields = {field: [] for field in columns}
+        for row in rows:
+            for field, column in columns.items():
+                fields[field].append(row[column])
+    class_names = getattr(features.get(labels), "names", None)
+    return Raw(
+        **{
+            field: checks.array(values, field, where)
+            for field, values in fields.items()
+        },
+        class_names=class_names,
+        where=where,
+        ignored=tuple(sorted(set(features).difference(columns.values()))),
+    )

@@ -1,0 +1,107 @@
+"""Learner -> `Fit`: a whole training run as one pure function, and Fit -> Fit."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from flaxhead.base import (
+    Array,
+    Batch,
+    Fit,
+    Hyperparameters,
+    MakeLearner,
+    Params,
+)
+from flaxhead.sampling import batch_rows
+
+
+def fit(make_learner: MakeLearner, *, steps: int, batch_size: int) -> Fit:
+    """Returns a training run of so many steps as one `lax.scan`.
+
+    Args:
+      make_learner: hyperparameters -> `Learner`, called inside the traced program, so
+        that one program serves every value of the hyperparameters.
+      steps: optimisation steps.
+      batch_size: rows a step; all rows if there are fewer.
+
+    Returns:
+      `(data, weights, hyperparameters, key) -> params`. Weights multiply those of
+      `data`; `key` seeds the parameters and the order of the rows.
+
+    >>> import jax, jax.numpy as jnp, optax
+    >>> from flaxhead.base import Batch
+    >>> from flaxhead.heads import linear
+    >>> from flaxhead.losses import softmax_cross_entropy
+    >>> from flaxhead.objectives import supervised
+    >>> from flaxhead.step import learner
+    >>> head = linear(2)
+    >>> objective = supervised(head, softmax_cross_entropy)
+    >>> def make(hyperparameters):
+    ...     return learner(head, objective, optax.sgd(hyperparameters["rate"]))
+    >>> data = Batch(jnp.eye(2), jnp.array([0, 1]), jnp.ones(2), jnp.arange(2))
+    >>> run = fit(make, steps=50, batch_size=2)
+    >>> params = run(data, jnp.ones(2), {"rate": jnp.float32(1.0)}, jax.random.key(0))
+    >>> head.apply(params, data.x).argmax(-1).tolist()
+    [0, 1]
+    """
+
+    def run(
+        data: Batch, weights: Array, hyperparameters: Hyperparameters, key: Array
+    ) -> Params:
+        learner = make_learner(hyperparameters)
+        rows = data.labels.shape[0]
+        size = min(batch_size, rows)
+        data = data._replace(weights=data.weights * weights)
+        state_key, order_key = jax.random.split(key)
+
+        def batch(step: Array) -> Batch:
+            index = batch_rows(
+                order_key,
+                step.astype(jnp.uint32) * jnp.uint32(size),
+                rows=rows,
+                positions=jnp.arange(size),
+            )
+            return jax.tree.map(lambda leaf: leaf[index], data)
+
+        state = learner.init(state_key, jax.tree.map(lambda leaf: leaf[:1], data))
+        state, _ = jax.lax.scan(
+            lambda state, step: learner.step(state, batch(step)),
+            state,
+            jnp.arange(steps),
+        )
+        return state.params
+
+    return run
+
+
+def sweep(fit: Fit) -> Fit:
+    """Returns the fit of many candidates at once, side by side in one program.
+
+    Args:
+      fit: the run of one candidate.
+
+    Returns:
+      A fit whose `hyperparameters` have a leading candidate axis, and whose parameters
+      have one; rows, their order and their weights are shared by all.
+    """
+    return jax.vmap(fit, in_axes=(None, None, 0, None))
+
+
+def seeds(fit: Fit, count: int) -> Fit:
+    """Returns the fit of `count` heads that differ in their key only.
+
+    Returns:
+      A fit whose parameters have a leading axis of `count`; with `count=1` that axis
+      holds what `fit` gives for `fold_in(key, 0)`.
+    """
+
+    def run(
+        data: Batch, weights: Array, hyperparameters: Hyperparameters, key: Array
+    ) -> Params:
+        keys = jax.vmap(lambda seed: jax.random.fold_in(key, seed))(jnp.arange(count))
+        return jax.vmap(fit, in_axes=(None, None, None, 0))(
+            data, weights, hyperparameters, keys
+        )
+
+    return run

@@ -1,0 +1,32 @@
+"""Embeddings -> logits: heads, what lifts a module to one, and what wraps one."""
+
+from flaxhead.heads.compose import attach
+from flaxhead.heads.cosine import cosine
+from flaxhead.heads.lifts import from_linen, from_nnx
+from flaxhead.heads.linear import linear
+from flaxhead.heads.mlp import ACTIVATIONS, mlp
+from flaxhead.heads.normalize import l2_normalize
+from flaxhead.heads.pool import POOLINGS, pool
+from flaxhead.heads.standardize import standardize, statistics
+from flaxhead.heads.transfer import extend_classes, replace_classes
+
+HEADS = {"linear": linear, "mlp": mlp, "cosine": cosine}
+"""Name -> factory; each takes the number of classes and options by keyword."""
+
+__all__ = [
+    "ACTIVATIONS",
+    "HEADS",
+    "POOLINGS",
+    "attach",
+    "cosine",
+    "extend_classes",
+    "from_linen",
+    "from_nnx",
+    "l2_normalize",
+    "linear",
+    "mlp",
+    "pool",
+    "replace_classes",
+    "standardize",
+    "statistics",
+]

@@ -1,0 +1,712 @@
+"""The only host loop: feed, log, evaluate, checkpoint, resume, select, ship."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from flaxhead import build, bundle, checkpoints, heads, parallel
+from flaxhead.base import Batch, Tokens
+from flaxhead.config import Config, HeadConfig
+from flaxhead.data import Dataset, Embeddings, fingerprint, load
+from flaxhead.metrics import METRICS, average_precision, auroc, evaluate, finish
+from flaxhead.metrics import standard_error as metric_error
+from flaxhead.report.curves import curves
+from flaxhead.report.progress import Display, quiet
+from flaxhead.selection import Candidate, Selection, grid_edges, select
+
+_RANKING = {"auroc": auroc, "average_precision": average_precision}
+
+
+class Interrupted(Exception):
+    """The run was told to stop, and has saved what it had.
+
+    Attributes:
+      signal: the number of the signal.
+    """
+
+    def __init__(self, number: int, step: int):
+        name = signal.Signals(number).name
+        super().__init__(
+            f"stopped by {name} after step {step}, which is saved; "
+            "the same command goes on from there"
+        )
+        self.signal = number
+
+
+class _Sweep(NamedTuple):
+    """All candidates of one head: one program."""
+
+    name: str
+    head: HeadConfig
+    grid: list[dict[str, float]]
+    problem: parallel.Problem
+    program: parallel.Program
+
+
+class _Plan(NamedTuple):
+    """What follows from settings and data before anything is trained."""
+
+    config: Config
+    data: Dataset
+    output: str
+    metric: str
+    batch_size: int
+    steps: int
+    evaluate_at: tuple[int, ...]
+
+
+def run(
+    config: Config,
+    workdir: str | Path,
+    *,
+    data: Dataset | None = None,
+    display: Display | None = None,
+) -> dict[str, Any]:
+    """Trains, selects, evaluates and ships a head.
+
+    Args:
+      config: all settings.
+      workdir: the folder of the run. One that holds a run of the same settings and data
+        is gone on with; a finished one is left as it is.
+      data: the data, if not what `config.data` names.
+      display: where to tell of progress; None: nowhere.
+
+    Returns:
+      What `workdir/result.json` holds.
+
+    Raises:
+      ValueError: settings or data that cannot be used, or a `workdir` of another run.
+      Interrupted: the process was told to stop (SIGTERM or SIGINT), and has saved.
+
+    >>> import tempfile
+    >>> from flaxhead.config import DataConfig, TrainConfig
+    >>> config = Config(DataConfig("sklearn:iris"), train=TrainConfig(epochs=2))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     result = run(config, folder)
+    >>> sorted(result)[:3]
+    ['candidates', 'data', 'selected']
+    """
+    began = time.perf_counter()
+    display = display or quiet()
+    build.check(config)
+    data = load(config.data) if data is None else data
+    plan = _plan(config, data)
+    workdir = Path(workdir)
+    _claim(workdir, config, data)
+    finished = workdir / "result.json"
+    if finished.exists():
+        display.say(f"{workdir} holds the finished run; nothing to do")
+        return json.loads(finished.read_text())
+    loaded_seconds = time.perf_counter() - began
+
+    with build.precision(config), _stop_signals() as stopped:
+        sweeps = _compile(plan)
+        compile_seconds = sum(sweep.program.compile_seconds for sweep in sweeps)
+        display.say(_introduction(plan, sweeps, compile_seconds))
+        clock = time.perf_counter()
+        progresses = _train(plan, sweeps, workdir, display, stopped)
+        run_seconds = time.perf_counter() - clock
+        candidates, selection = _select(plan, sweeps, progresses)
+        result = _ship(plan, sweeps, progresses, candidates, selection, workdir)
+    result["timing"] = {
+        "load_seconds": loaded_seconds,
+        "compile_seconds": compile_seconds,
+        "run_seconds": run_seconds,
+        "total_seconds": time.perf_counter() - began,
+    }
+    for warning in result["warnings"]:
+        display.say(f"warning: {warning}")
+    if jax.process_index() == 0:
+        _write(finished, result)
+    return result
+
+
+# Before training.
+
+
+def _plan(config: Config, data: Dataset) -> _Plan:
+    output = build.output(config, data.task)
+    metric = config.selection.metric
+    if metric == "auto":
+        metric = "average_precision" if data.task == "multilabel" else "accuracy"
+    rows = len(data.train.labels)
+    batch_size = min(config.train.batch_size, rows)
+    steps = config.train.steps or math.ceil(config.train.epochs * rows / batch_size)
+    if steps * batch_size >= 2**32:
+        raise ValueError(
+            f"{steps} steps of {batch_size} rows are too many; expected fewer than "
+            "4294967296 rows in all, lower train.steps or train.batch_size"
+        )
+    for number, head in enumerate(config.heads):
+        tokens = data.train.x.ndim == 3
+        if tokens and head.pool == "none":
+            raise ValueError(
+                f"heads.{number}.pool is 'none', but the embeddings are tokens of the "
+                f"shape {list(data.train.x.shape)}; expected one of "
+                f"{', '.join(heads.POOLINGS)}, to make one vector a row"
+            )
+        if not tokens and head.pool != "none":
+            raise ValueError(
+                f"heads.{number}.pool is {head.pool!r}, but the embeddings are one "
+                f"vector a row, {list(data.train.x.shape)}; set it to 'none'"
+            )
+    count = min(config.train.evaluations, steps)
+    evaluate_at = tuple(steps * (i + 1) // count for i in range(count))
+    return _Plan(config, data, output, metric, batch_size, steps, evaluate_at)
+
+
+def _claim(workdir: Path, config: Config, data: Dataset) -> None:
+    """Makes a folder this run's, or makes sure that it is."""
+    mine = {
+        "config": dataclasses.asdict(config),
+        "data": fingerprint(data),
+    }
+    mine = json.loads(json.dumps(mine))
+    path = workdir / "config.json"
+    if path.exists():
+        try:
+            theirs = json.loads(path.read_text())
+            changed = [
+                *_differences(theirs["config"], mine["config"], "config"),
+                *_differences(theirs["data"], mine["data"], "data"),
+            ]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{path} can't be read ({error}); use another --workdir"
+            ) from error
+        if changed:
+            raise ValueError(
+                f"{workdir} holds a run that differs in {'; '.join(changed)}; use "
+                "another --workdir, or undo the change"
+            )
+        return
+    if workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
+        raise ValueError(
+            f"{workdir} is there and holds no run of flaxhead; expected an empty or a "
+            "new folder"
+        )
+    workdir.mkdir(parents=True, exist_ok=True)
+    if jax.process_index() == 0:
+        _write(path, mine)
+
+
+def _differences(old: Any, new: Any, name: str) -> list[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        return [
+            line
+            for key in sorted({*old, *new})
+            for line in _differences(old.get(key), new.get(key), f"{name}.{key}")
+        ]
+    if old == new:
+        return []
+    if name.startswith("data."):
+        return [f"{name} (other contents)"]
+    return [f"{name} ({json.dumps(old)} there, {json.dumps(new)} now)"]
+
+
+def _compile(plan: _Plan) -> list[_Sweep]:
+    train, val = to_batch(plan.data.train), to_batch(plan.data.val)
+    weights = _class_weights(plan)
+    names = _head_names(plan.config.heads)
+    sweeps = []
+    for name, head in zip(names, plan.config.heads, strict=True):
+        grid = build.grid(plan.config, head, plan.batch_size)
+        problem = _problem(plan, head, grid, train, val, weights)
+        program = parallel.compile_sweep(
+            problem,
+            devices=plan.config.train.devices,
+            split=plan.config.train.split,
+            with_logits=not METRICS[plan.metric].from_sums,
+        )
+        sweeps.append(_Sweep(name, head, grid, problem, program))
+    return sweeps
+
+
+def _problem(
+    plan: _Plan,
+    head: HeadConfig,
+    grid: list[dict[str, float]],
+    train: Batch,
+    val: Batch,
+    class_weights: np.ndarray | None,
+) -> parallel.Problem:
+    config, data = plan.config, plan.data
+    classes = len(data.class_names)
+
+    def make_learner(hyperparameters: Any, statistics: Any, axis: str | None):
+        return build.make_learner(
+            config,
+            head,
+            task=data.task,
+            classes=classes,
+            steps=plan.steps,
+            class_weights=class_weights,
+            hyperparameters=hyperparameters,
+            statistics=statistics,
+            axis=axis,
+        )
+
+    def make_head(statistics: Any):
+        return build.make_head(head, classes=classes, statistics=statistics)
+
+    standardized = head.normalization == "standardize"
+    return parallel.Problem(
+        make_learner=make_learner,
+        make_head=make_head,
+        output=plan.output,
+        train=train,
+        val=val,
+        statistics=_statistics(train) if standardized else (),
+        hyperparameters=build.swept(grid),
+        seeds=np.array([one["seed"] for one in grid], np.uint32),
+        order_seed=config.data.seed,
+        batch_size=plan.batch_size,
+        steps=plan.steps,
+        patience=config.train.patience,
+    )
+
+
+def to_batch(data: Embeddings) -> Batch:
+    """The rows of a split as a `Batch`, still in host memory."""
+    x = data.x if data.mask is None else Tokens(data.x, data.mask)
+    index = np.arange(len(data.labels), dtype=np.int32)
+    return Batch(x, data.labels, data.weights, index)
+
+
+def _statistics(train: Batch) -> tuple[np.ndarray, np.ndarray]:
+    mean, std = heads.statistics(train.x, train.weights)
+    return np.asarray(mean), np.asarray(std)
+
+
+def _class_weights(plan: _Plan) -> np.ndarray | None:
+    asked, data = plan.config.loss.class_weights, plan.data
+    if asked == "none":
+        return None
+    names = data.class_names
+    if isinstance(asked, dict):
+        unknown = sorted(set(asked) - set(names))
+        if unknown:
+            raise ValueError(
+                f"loss.class_weights names {', '.join(map(repr, unknown))}, but the "
+                f"classes are {', '.join(map(repr, names[:20]))}"
+                + (", ..." if len(names) > 20 else "")
+            )
+        return np.array([asked.get(name, 1.0) for name in names], np.float32)
+    labels, weights = data.train.labels, data.train.weights.astype(np.float64)
+    if labels.ndim == 1:
+        counts = np.bincount(labels[labels >= 0], weights[labels >= 0], len(names))
+    else:
+        counts = weights @ np.nan_to_num(labels)
+    present = counts > 0
+    # As scikit-learn's "balanced"; a class without rows weighs nothing anyway.
+    balanced = np.where(present, counts.sum() / np.maximum(counts, 1e-12), 0)
+    return (balanced / present.sum()).astype(np.float32)
+
+
+def _head_names(configs: tuple[HeadConfig, ...]) -> list[str]:
+    """A name for each head, unique within the run."""
+    names = [
+        f"mlp-{head.width}x{head.depth}" if head.name == "mlp" else head.name
+        for head in configs
+    ]
+    return [
+        name if names.count(name) == 1 else f"{name}#{number}"
+        for number, name in enumerate(names)
+    ]
+
+
+def _introduction(plan: _Plan, sweeps: list[_Sweep], seconds: float) -> str:
+    train = plan.data.train
+    kinds = ", ".join(f"{len(sweep.grid)} {sweep.name}" for sweep in sweeps)
+    shape = " x ".join(str(size) for size in train.x.shape)
+    devices = plan.config.train.devices or jax.device_count()
+    return (
+        f"{shape} embeddings, {len(plan.data.class_names)} classes; candidates: {kinds};"
+        f" {plan.steps} steps of {plan.batch_size} rows on {devices} "
+        f"{jax.default_backend()} device{'s' if devices > 1 else ''}; compiled in "
+        f"{seconds:.1f} s"
+    )
+
+
+# Training.
+
+
+def _train(
+    plan: _Plan,
+    sweeps: list[_Sweep],
+    workdir: Path,
+    display: Display,
+    stopped: list[int],
+) -> list[parallel.Progress]:
+    """Trains all sweeps side by side and returns where they got to, on the host."""
+    settings = plan.config.checkpoint
+    manager = checkpoints.open_folder(workdir / "checkpoints", keep=settings.keep)
+    log = _Log(workdir / "metrics.jsonl")
+    progresses = [sweep.program.start() for sweep in sweeps]
+    step = 0
+    restored = checkpoints.restore(manager, _on_host(sweeps, progresses))
+    if restored is not None:
+        step, host = restored
+        progresses = [
+            sweep.program.from_host(one)
+            for sweep, one in zip(sweeps, host, strict=True)
+        ]
+        display.say(f"resumed after step {step}")
+    log.rewind(step)
+
+    running = [
+        _running(plan, sweep, progress)
+        for sweep, progress in zip(sweeps, progresses, strict=True)
+    ]
+    saved_at, best, pace = time.monotonic(), _best(plan, sweeps, progresses), 0.0
+    while step < plan.steps and any(running):
+        boundary = next(at for at in plan.evaluate_at if at > step)
+        # About a second of work, so that signals and the bar are never far.
+        chunk = min(boundary - step, max(1, int(pace)) if pace else 64)
+        clock = time.monotonic()
+        for number, sweep in enumerate(sweeps):
+            if running[number]:
+                progresses[number] = sweep.program.train(
+                    progresses[number], step, chunk
+                )
+        jax.block_until_ready([progress.diverged_at for progress in progresses])
+        pace = chunk / max(time.monotonic() - clock, 1e-6)
+        step += chunk
+        if step == boundary:
+            first = 0
+            for number, sweep in enumerate(sweeps):
+                if running[number]:
+                    progresses[number] = _evaluate(
+                        plan, sweep, progresses[number], step, first, log
+                    )
+                    running[number] = _running(plan, sweep, progresses[number])
+                first += len(sweep.grid)
+            best = _best(plan, sweeps, progresses)
+        display.step(step, plan.steps, f"best {plan.metric} {_shown(plan, best)}")
+        last = step == plan.steps or not any(running)
+        due = time.monotonic() - saved_at >= settings.every_seconds
+        if due or last or stopped:
+            checkpoints.save(manager, step, _on_host(sweeps, progresses), score=best)
+            saved_at = time.monotonic()
+        if stopped:
+            manager.wait_until_finished()
+            manager.close()
+            raise Interrupted(stopped[0], step)
+    display.close()
+    manager.wait_until_finished()
+    manager.close()
+    return _on_host(sweeps, progresses)
+
+
+def _on_host(sweeps: list[_Sweep], progresses: list[Any]) -> list[parallel.Progress]:
+    return [
+        sweep.program.to_host(progress)
+        for sweep, progress in zip(sweeps, progresses, strict=True)
+    ]
+
+
+def _evaluate(
+    plan: _Plan,
+    sweep: _Sweep,
+    progress: Any,
+    step: int,
+    first: int,
+    log: _Log,
+) -> Any:
+    """Scores every candidate on the validation rows and keeps those that got better."""
+    sums, logits = sweep.program.evaluate(progress)
+    scores = finish(sums)
+    if logits is not None:
+        ranking = _RANKING[plan.metric]
+        val = plan.data.val
+        scores[plan.metric] = np.array(
+            [_rank(ranking, plan, one, val) for one in logits], np.float64
+        )
+    values = np.asarray(scores[plan.metric], np.float64)
+    signed = values if METRICS[plan.metric].greater_is_better else -values
+    signed = np.where(np.isfinite(signed), signed, -np.inf)
+    host_losses = sweep.program.to_host(progress.losses)
+    slots = parallel.loss_slots(plan.steps)
+    slot = slots[step - 1]
+    steps_in_slot = np.sum(slots[:step] == slot)
+    log.write(
+        {
+            "step": step,
+            "candidate": first + number,
+            "head": sweep.name,
+            "loss": _number(host_losses[number, slot] / steps_in_slot),
+            **{name: _number(value[number]) for name, value in scores.items()},
+        }
+        for number in range(len(sweep.grid))
+    )
+    return sweep.program.keep_best(progress, signed)
+
+
+def _rank(ranking: Any, plan: _Plan, logits: np.ndarray, val: Embeddings) -> float:
+    if not np.isfinite(logits).all():
+        return math.nan
+    probabilities = np.asarray(bundle.to_probabilities(logits, plan.output))
+    return ranking(probabilities, val.labels, val.weights)
+
+
+def _running(plan: _Plan, sweep: _Sweep, progress: Any) -> bool:
+    """Whether any candidate can still get better."""
+    diverged = sweep.program.to_host(progress.diverged_at) >= 0
+    done = diverged
+    if plan.config.train.patience:
+        stale = sweep.program.to_host(progress.stale)
+        done = diverged | (stale >= plan.config.train.patience)
+    return not done.all()
+
+
+def _best(plan: _Plan, sweeps: list[_Sweep], progresses: list[Any]) -> float:
+    """The best score so far, larger is better; very small before the first one."""
+    scores = np.concatenate(
+        [
+            sweep.program.to_host(progress.best_score)
+            for sweep, progress in zip(sweeps, progresses, strict=True)
+        ]
+    )
+    return float(max(scores.max(), np.finfo(np.float32).min))
+
+
+def _shown(plan: _Plan, score: float) -> str:
+    if score <= np.finfo(np.float32).min:
+        return "..."
+    return f"{score if METRICS[plan.metric].greater_is_better else -score:.4f}"
+
+
+class _Log:
+    """`metrics.jsonl`: a line an evaluation and candidate, cut where a run resumes."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.mine = jax.process_index() == 0
+
+    def rewind(self, step: int) -> None:
+        """Drops the lines that the steps to come will write again."""
+        if self.mine:
+            kept = [line for line in self.read() if line["step"] <= step]
+            _write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
+
+    def write(self, lines: Iterator[dict[str, Any]]) -> None:
+        if self.mine:
+            with self.path.open("a") as file:
+                file.write("".join(json.dumps(line) + "\n" for line in lines))
+
+    def read(self) -> list[dict[str, Any]]:
+        if not self.path.exists():
+            return []
+        whole = [
+            line for line in self.path.read_text().splitlines(True) if "\n" in line
+        ]
+        return [json.loads(line) for line in whole]
+
+
+@contextmanager
+def _stop_signals() -> Iterator[list[int]]:
+    """Collects SIGTERM and SIGINT, to stop at the end of a chunk instead of at once."""
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+    stops = (signal.SIGTERM, signal.SIGINT)
+    before = [signal.signal(one, lambda n, _: received.append(n)) for one in stops]
+    try:
+        yield received
+    finally:
+        for one, handler in zip(stops, before, strict=True):
+            signal.signal(one, handler)
+
+
+# After training.
+
+
+def _select(
+    plan: _Plan, sweeps: list[_Sweep], progresses: list[parallel.Progress]
+) -> tuple[list[Candidate], Selection]:
+    sign = 1 if METRICS[plan.metric].greater_is_better else -1
+    candidates = []
+    for sweep, progress in zip(sweeps, progresses, strict=True):
+        leaves = jax.tree.leaves(progress.best_params)
+        size = sum(leaf[0].size for leaf in leaves)
+        for number, hyperparameters in enumerate(sweep.grid):
+            diverged = int(progress.diverged_at[number])
+            candidates.append(
+                Candidate(
+                    index=len(candidates),
+                    head=sweep.name,
+                    hyperparameters=hyperparameters,
+                    complexity=size,
+                    score=sign * float(progress.best_score[number]),
+                    standard_error=None,
+                    best_step=int(progress.best_step[number]),
+                    diverged_at=None if diverged < 0 else diverged,
+                )
+            )
+    if plan.config.selection.rule == "one_standard_error":
+        best = select(candidates, metric=plan.metric).winner
+        trained = bundle.functions(_bundle(plan, sweeps, progresses, best, {}))
+        val = to_batch(plan.data.val)
+        candidates[best] = dataclasses.replace(
+            candidates[best],
+            standard_error=metric_error(
+                plan.metric,
+                bundle.in_batches(trained.logits, val.x),
+                val.labels,
+                val.weights,
+                output=plan.output,
+            ),
+        )
+    rule = plan.config.selection.rule
+    return candidates, select(candidates, metric=plan.metric, rule=rule)
+
+
+def _bundle(
+    plan: _Plan,
+    sweeps: list[_Sweep],
+    progresses: list[parallel.Progress],
+    index: int,
+    metrics: dict[str, Any],
+) -> bundle.Bundle:
+    """The head of one candidate."""
+    for sweep, progress in zip(sweeps, progresses, strict=True):
+        if index < len(sweep.grid):
+            train = sweep.problem.train
+            return bundle.Bundle(
+                config=sweep.head,
+                params=jax.tree.map(lambda leaf: leaf[index], progress.best_params),
+                statistics=sweep.problem.statistics or _statistics(train),
+                class_names=plan.data.class_names,
+                task=plan.data.task,
+                output=plan.output,
+                spec=bundle.feature_spec(
+                    train.x, config=sweep.head, backbone=plan.config.data.backbone
+                ),
+                data=plan.config.data,
+                metrics=metrics,
+            )
+        index -= len(sweep.grid)
+    raise AssertionError("a candidate of no sweep")
+
+
+def _ship(
+    plan: _Plan,
+    sweeps: list[_Sweep],
+    progresses: list[parallel.Progress],
+    candidates: list[Candidate],
+    selection: Selection,
+    workdir: Path,
+) -> dict[str, Any]:
+    """Evaluates the winner, on the test rows once, and writes its bundle and curves."""
+    winner = candidates[selection.winner]
+    chosen = _bundle(plan, sweeps, progresses, winner.index, {})
+    trained = bundle.functions(chosen)
+
+    def score(data: Embeddings) -> dict[str, Any]:
+        batch = to_batch(data)
+        return evaluate(
+            bundle.in_batches(trained.logits, batch.x),
+            batch.labels,
+            batch.weights,
+            class_names=plan.data.class_names,
+            output=plan.output,
+        )
+
+    metrics = {
+        "val": score(plan.data.val),
+        "test": score(plan.data.test),
+        "test_looks": 1,
+    }
+    diverged = [one for one in candidates if one.diverged_at is not None]
+    warnings = grid_edges(winner.index, candidates) + [
+        f"candidate {one.index} ({one.head}, learning rate "
+        f"{one.hyperparameters['learning_rate']:g}) diverged at step {one.diverged_at}"
+        for one in diverged
+    ]
+    if jax.process_index() == 0:
+        bundle.save(workdir / "head", chosen._replace(metrics=metrics))
+        _draw(plan, sweeps, progresses, candidates, winner.index, workdir)
+    return {
+        "selected": {
+            **_described(winner),
+            "metric": plan.metric,
+            "rule": plan.config.selection.rule,
+            "ranked": list(selection.ranked),
+        },
+        "candidates": [_described(one) for one in candidates],
+        **metrics,
+        "warnings": warnings,
+        "data": plan.data.notes,
+    }
+
+
+def _described(candidate: Candidate) -> dict[str, Any]:
+    return {
+        **dataclasses.asdict(candidate),
+        "score": _number(candidate.score),
+    }
+
+
+def _draw(
+    plan: _Plan,
+    sweeps: list[_Sweep],
+    progresses: list[parallel.Progress],
+    candidates: list[Candidate],
+    winner: int,
+    workdir: Path,
+) -> None:
+    lines = _Log(workdir / "metrics.jsonl").read()
+    losses = np.concatenate([progress.losses for progress in progresses])
+    taken = np.concatenate([progress.state.step for progress in progresses])
+    slots = parallel.loss_slots(plan.steps)
+    histories = []
+    for candidate in candidates:
+        mine = [line for line in lines if line["candidate"] == candidate.index]
+        steps = int(taken[candidate.index])
+        counts = np.bincount(slots[:steps], minlength=slots[-1] + 1)
+        seen = counts > 0
+        ends = np.cumsum(counts)[seen]
+        rate = candidate.hyperparameters["learning_rate"]
+        scores = [line[plan.metric] for line in mine]
+        histories.append(
+            {
+                "label": f"{candidate.head}, learning rate {rate:g}",
+                "learning_rate": rate,
+                "loss_steps": ends.tolist(),
+                "loss": (losses[candidate.index][seen] / counts[seen]).tolist(),
+                "metric_steps": [line["step"] for line in mine],
+                "metric": [math.nan if one is None else one for one in scores],
+                "diverged_at": candidate.diverged_at,
+            }
+        )
+    curves(workdir / "curves.png", histories, winner=winner, metric=plan.metric)
+
+
+def _number(value: Any) -> float | None:
+    """A float that JSON has, or None."""
+    return float(value) if np.isfinite(value) else None
+
+
+def _write(path: Path, content: Any) -> None:
+    _write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+def _write_text(path: Path, text: str) -> None:
+    """Whole or not at all."""
+    new = path.with_name(f".{path.name}.new")
+    new.write_text(text)
+    os.replace(new, path)

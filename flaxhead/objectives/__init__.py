@@ -1,0 +1,5 @@
+"""What is minimised: a batch -> sums and counts."""
+
+from flaxhead.objectives.supervised import supervised
+
+__all__ = ["supervised"]

@@ -1,0 +1,145 @@
+"""Optax chains whose settings can be arrays, and so be swept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from flaxhead.base import Array, Params, PyTree
+
+
+class Rule(NamedTuple):
+    """How a gradient becomes a step.
+
+    Attributes:
+      scale: `(momentum, nesterov) -> optax transformation`, the learning rate apart.
+      decoupled: whether weight decay joins after it rather than before.
+    """
+
+    scale: Callable[[float, bool], optax.GradientTransformation]
+    decoupled: bool
+
+
+def _momentum(momentum: float, nesterov: bool) -> optax.GradientTransformation:
+    return optax.trace(momentum, nesterov) if momentum else optax.identity()
+
+
+OPTIMIZERS = {
+    "sgd": Rule(_momentum, decoupled=False),
+    "adam": Rule(lambda *_: optax.scale_by_adam(), decoupled=False),
+    "adamw": Rule(lambda *_: optax.scale_by_adam(), decoupled=True),
+    "lion": Rule(lambda *_: optax.scale_by_lion(), decoupled=True),
+}
+"""Name -> rule."""
+
+
+def _constant(steps: int, warmup: int) -> optax.Schedule:
+    del steps, warmup
+    return optax.constant_schedule(1.0)
+
+
+def _cosine(steps: int, warmup: int) -> optax.Schedule:
+    del warmup
+    return optax.cosine_decay_schedule(1.0, steps)
+
+
+def _warmup_cosine(steps: int, warmup: int) -> optax.Schedule:
+    # Not from 0, which would waste the first step: the i-th is (i + 1) / (warmup + 1).
+    return optax.warmup_cosine_decay_schedule(1 / (warmup + 1), 1.0, warmup, steps)
+
+
+def _one_cycle(steps: int, warmup: int) -> optax.Schedule:
+    return optax.cosine_onecycle_schedule(steps, 1.0, pct_start=warmup / steps)
+
+
+SCHEDULES: dict[str, Callable[[int, int], optax.Schedule]] = {
+    "constant": _constant,
+    "cosine": _cosine,
+    "warmup_cosine": _warmup_cosine,
+    "one_cycle": _one_cycle,
+}
+"""Name -> `(steps, warmup steps) -> (step) -> multiplier`, whose peak is 1."""
+
+
+def optimizer(
+    name: str,
+    *,
+    learning_rate: float | Array,
+    steps: int,
+    weight_decay: float | Array = 0.0,
+    momentum: float = 0.9,
+    nesterov: bool = False,
+    schedule: str = "cosine",
+    warmup_fraction: float = 0.1,
+    clip_norm: float = 0.0,
+) -> optax.GradientTransformation:
+    """An optax chain: clip, decay, scale, and step by the scheduled learning rate.
+
+    Weight decay acts on kernels only: leaves of two or more dimensions, never biases,
+    scales or layer normalisation. For `sgd` and `adam` it is the gradient of the
+    penalty `weight_decay / 2 * ||w||^2`, added after clipping. For `adamw` and `lion`
+    it is decoupled: each step takes `learning_rate * weight_decay * w` off (Loshchilov
+    and Hutter, 2019, "Decoupled weight decay regularization").
+
+    Args:
+      name: from `OPTIMIZERS`.
+      learning_rate: the peak of the schedule; may be a traced scalar.
+      steps: the number of steps that the schedule spans.
+      weight_decay: may be a traced scalar. A Python 0 costs nothing.
+      momentum: of `sgd`; 0 keeps no state.
+      nesterov: whether that momentum is Nesterov's.
+      schedule: from `SCHEDULES`.
+      warmup_fraction: share of the steps that warm up, in `[0, 1)`, where the schedule
+        has a warm-up.
+      clip_norm: largest global norm of the gradient; 0: no clipping.
+
+    Returns:
+      An `optax.GradientTransformation`; `update` needs `params`.
+
+    Raises:
+      ValueError: if a name is unknown or a number is out of its range.
+
+    >>> import jax.numpy as jnp
+    >>> params = {"kernel": jnp.ones([2, 2]), "bias": jnp.ones(2)}
+    >>> tx = optimizer("sgd", learning_rate=0.5, steps=10, weight_decay=0.1)
+    >>> still = {"kernel": jnp.zeros([2, 2]), "bias": jnp.zeros(2)}
+    >>> updates, state = tx.update(still, tx.init(params), params)
+    >>> bool(jnp.allclose(updates["kernel"], -0.5 * 0.1)), updates["bias"].tolist()
+    (True, [-0.0, -0.0])
+    """
+    _check_name("optimizer", name, OPTIMIZERS)
+    _check_name("schedule", schedule, SCHEDULES)
+    if steps < 1:
+        raise ValueError(f"steps is {steps}: expected 1 or more")
+    if not 0 <= warmup_fraction < 1:
+        raise ValueError(f"warmup_fraction is {warmup_fraction}: expected [0, 1)")
+    if not 0 <= momentum < 1:
+        raise ValueError(f"momentum is {momentum}: expected one in [0, 1)")
+    if clip_norm < 0:
+        raise ValueError(f"clip_norm is {clip_norm}: expected 0 (off) or more")
+    rule = OPTIMIZERS[name]
+    multiplier = SCHEDULES[schedule](steps, int(warmup_fraction * steps))
+
+    chain = [rule.scale(momentum, nesterov)]
+    if not (isinstance(weight_decay, int | float) and weight_decay == 0):
+        decay = optax.add_decayed_weights(weight_decay, mask=_kernels)
+        chain.insert(1 if rule.decoupled else 0, decay)
+    if clip_norm:
+        chain.insert(0, optax.clip_by_global_norm(clip_norm))
+    chain.append(
+        optax.scale_by_schedule(lambda step: -learning_rate * multiplier(step))
+    )
+    return optax.chain(*chain)
+
+
+def _kernels(params: Params) -> PyTree:
+    return jax.tree.map(lambda leaf: jnp.ndim(leaf) >= 2, params)
+
+
+def _check_name(what: str, name: str, table: Mapping[str, object]) -> None:
+    if name not in table:
+        raise ValueError(f"{what} is {name!r}: expected one of {', '.join(table)}")

@@ -1,0 +1,499 @@
+"""The one program: steps under a loop, candidates under vmap, devices under pmap.
+
+This is the only file that names devices. `compile_sweep` builds the program of one
+sweep; what goes into it and comes out of it has a leading candidate axis on every leaf,
+however many devices there are and whichever of the two axes is split over them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from flaxhead.base import (
+    Array,
+    Batch,
+    Head,
+    Hyperparameters,
+    Learner,
+    Params,
+    PyTree,
+    State,
+)
+from flaxhead.metrics import ScoreSums, score_sums
+from flaxhead.sampling import batch_rows
+
+AXIS = "devices"
+_LOSS_SLOTS = 256
+_LOGITS_AT_ONCE = 2**23
+
+
+class Progress(NamedTuple):
+    """A sweep under way, arrays only, `[candidates]` leading: what is checkpointed.
+
+    Attributes:
+      state: the learners' states.
+      losses: `float32 [candidates, slots]`, minimised values summed over the steps of
+        each slot (`loss_slots` says which).
+      diverged_at: `int32 [candidates]`, first step of a loss that is not finite; -1.
+      best_params: parameters at the best evaluation so far.
+      best_score: `float32 [candidates]`, its score, larger is better; -inf before.
+      best_step: `int32 [candidates]`, its step; 0 before.
+      stale: `int32 [candidates]`, evaluations since.
+    """
+
+    state: State
+    losses: Array
+    diverged_at: Array
+    best_params: Params
+    best_score: Array
+    best_step: Array
+    stale: Array
+
+
+class Problem(NamedTuple):
+    """What one sweep trains on, in host memory.
+
+    Attributes:
+      make_learner: `(hyperparameters, statistics, axis) -> Learner`, called inside the
+        traced program.
+      make_head: `(statistics) -> Head`, the head as it is evaluated.
+      output: `softmax` or `sigmoid`.
+      train: all training rows.
+      val: all validation rows.
+      statistics: arrays fitted on the training rows that the head carries, or `()`.
+      hyperparameters: dict of `float32 [candidates]`.
+      seeds: `uint32 [candidates]`.
+      order_seed: seed of the order of the rows, which all candidates share.
+      batch_size: rows a step over all devices.
+      steps: steps in all.
+      patience: evaluations without a better one that stop a candidate; 0: never.
+    """
+
+    make_learner: Callable[[Hyperparameters, PyTree, str | None], Learner]
+    make_head: Callable[[PyTree], Head]
+    output: str
+    train: Batch
+    val: Batch
+    statistics: PyTree
+    hyperparameters: dict[str, np.ndarray]
+    seeds: np.ndarray
+    order_seed: int
+    batch_size: int
+    steps: int
+    patience: int
+
+
+class Program(NamedTuple):
+    """A compiled sweep. Progress stays on the devices between calls.
+
+    Attributes:
+      start: `() -> progress`.
+      train: `(progress, first, steps) -> progress`: `steps` more steps after the `first`
+        ones, any number of them in one dispatch.
+      evaluate: `(progress) -> (sums, logits)` on the host: `ScoreSums` with a leading
+        candidate axis, and `[candidates, rows, classes]` logits if they were asked for.
+      keep_best: `(progress, scores) -> progress`, scores `[candidates]`.
+      to_host: progress, or part of it, as NumPy arrays; typed keys as their words.
+      from_host: the reverse, on these devices.
+      compile_seconds: time spent on compiling.
+    """
+
+    start: Callable[[], Any]
+    train: Callable[[Any, int, int], Any]
+    evaluate: Callable[[Any], tuple[ScoreSums, np.ndarray | None]]
+    keep_best: Callable[[Any, np.ndarray], Any]
+    to_host: Callable[[Any], Any]
+    from_host: Callable[[Progress], Any]
+    compile_seconds: float
+
+
+def loss_slots(steps: int) -> np.ndarray:
+    """Returns the slot of `Progress.losses` that each step adds to, `[steps]`.
+
+    >>> loss_slots(3).tolist()
+    [0, 1, 2]
+    """
+    slots = min(steps, _LOSS_SLOTS)
+    return np.arange(steps) * slots // steps
+
+
+def compile_sweep(
+    problem: Problem,
+    *,
+    devices: int = 0,
+    split: str = "batch",
+    with_logits: bool = False,
+) -> Program:
+    """Compiles a sweep for the devices of this machine, or of all processes.
+
+    Args:
+      problem: what to train.
+      devices: how many local devices to use; 0: all.
+      split: `batch` shares each batch out over devices (data parallel: sums and counts
+        are added over them), `candidates` shares the candidates out (no communication).
+      with_logits: whether `evaluate` returns the logits too, for metrics that rank.
+
+    Raises:
+      ValueError: more devices are asked for than there are.
+    """
+    chosen = _choose(devices)
+    lanes = len(chosen)
+    axis = AXIS if lanes > 1 and split == "batch" else None
+    candidates = len(problem.seeds)
+    place = _Placement(chosen, split, candidates)
+
+    shares = lanes if axis else 1
+    train_rows = place.everywhere((problem.train, problem.statistics))
+    val_rows = place.shares(_in_chunks(problem, shares, place.each))
+    settings = place.candidates((problem.hyperparameters, problem.seeds))
+
+    def start(rows: Any, settings: Any) -> Progress:
+        return _start(problem, rows, settings, axis)
+
+    def train(progress: Progress, rows: Any, settings: Any, first: Any, steps: Any):
+        return _train(problem, progress, rows, settings, first, steps, axis, shares)
+
+    def evaluate(params: Params, statistics: PyTree, chunks: Batch):
+        return _evaluate(problem, params, statistics, chunks, axis, with_logits)
+
+    def keep(progress: Progress, scores: Array) -> Progress:
+        return _keep_best(progress, scores, problem.patience)
+
+    clock = time.perf_counter()
+    start_program = place.compile(start, (train_rows, settings))
+    progress = start_program(train_rows, settings)
+    train_program = place.compile(
+        train,
+        (progress, train_rows, settings, np.int32(0), np.int32(0)),
+        donate=(0,),
+    )
+    evaluate_program = place.compile(
+        evaluate, (progress.state.params, train_rows[1], val_rows)
+    )
+    no_scores = place.candidates(np.zeros(candidates, np.float32))
+    keep_program = place.compile(keep, (progress, no_scores), donate=(0,))
+    compile_seconds = time.perf_counter() - clock
+
+    def run_train(progress: Progress, first: int, steps: int) -> Progress:
+        return train_program(
+            progress, train_rows, settings, np.int32(first), np.int32(steps)
+        )
+
+    def run_evaluate(progress: Progress) -> tuple[ScoreSums, np.ndarray | None]:
+        sums, logits = evaluate_program(progress.state.params, train_rows[1], val_rows)
+        if with_logits:
+            # [(devices,) chunks, candidates, rows, classes] -> [candidates, rows, ...]
+            host = place.logits_to_host(logits)
+            return place.to_host(sums), host[:, : problem.val.labels.shape[0]]
+        return place.to_host(sums), None
+
+    def run_keep(progress: Progress, scores: np.ndarray) -> Progress:
+        return keep_program(progress, place.candidates(scores.astype(np.float32)))
+
+    def from_host(progress: Progress) -> Progress:
+        progress = place.candidates(progress)
+        key = jax.random.wrap_key_data(progress.state.key)
+        return progress._replace(state=progress.state._replace(key=key))
+
+    return Program(
+        start=lambda: start_program(train_rows, settings),
+        train=run_train,
+        evaluate=run_evaluate,
+        keep_best=run_keep,
+        to_host=place.to_host,
+        from_host=from_host,
+        compile_seconds=compile_seconds,
+    )
+
+
+# The program of one device. Every leaf of `progress` and `settings` has a leading axis
+# of the candidates that this device trains.
+
+
+def _start(problem: Problem, rows: Any, settings: Any, axis: str | None) -> Progress:
+    data, statistics = rows
+    hyperparameters, seeds = settings
+    one_row = jax.tree.map(lambda leaf: leaf[:1], data)
+
+    def init(hyperparameters: Hyperparameters, seed: Array) -> State:
+        learner = problem.make_learner(hyperparameters, statistics, axis)
+        return learner.init(jax.random.key(seed), one_row)
+
+    state = jax.vmap(init)(hyperparameters, seeds)
+    count = seeds.shape[0]
+    return Progress(
+        state=state,
+        losses=jnp.zeros((count, min(problem.steps, _LOSS_SLOTS))),
+        diverged_at=jnp.full(count, -1, jnp.int32),
+        best_params=jax.tree.map(jnp.copy, state.params),
+        best_score=jnp.full(count, -jnp.inf),
+        best_step=jnp.zeros(count, jnp.int32),
+        stale=jnp.zeros(count, jnp.int32),
+    )
+
+
+def _train(
+    problem: Problem,
+    progress: Progress,
+    rows: Any,
+    settings: Any,
+    first: Array,
+    steps: Array,
+    axis: str | None,
+    shares: int,
+) -> Progress:
+    data, statistics = rows
+    hyperparameters, _ = settings
+    count = data.labels.shape[0]
+    size = min(problem.batch_size, count)
+    share = -(-size // shares)
+    lane = jax.lax.axis_index(axis) if axis else 0
+    positions = lane * share + jnp.arange(share)
+    order_key = jax.random.key(problem.order_seed)
+    slots = progress.losses.shape[1]
+
+    def batch(step: Array) -> Batch:
+        first_position = step.astype(jnp.uint32) * jnp.uint32(size)
+        index = batch_rows(order_key, first_position, rows=count, positions=positions)
+        batch = jax.tree.map(lambda leaf: leaf[index], data)
+        # Where the batch does not divide by the devices the last one pads.
+        weights = jnp.where(positions < size, batch.weights, 0)
+        return batch._replace(weights=weights)
+
+    # Candidates stand just before a leaf's last axis: kernels [dim, candidates,
+    # classes] are then one matrix [dim, candidates * classes] without a transposition.
+    axes = jax.tree.map(lambda leaf: max(leaf.ndim - 2, 0), progress.state)
+    state = jax.tree.map(
+        lambda leaf, axis: jnp.moveaxis(leaf, 0, axis), progress.state, axes
+    )
+
+    def body(done: Array, carry: tuple[State, Array, Array]):
+        state, losses, diverged_at = carry
+        step = first + done
+        rows = batch(step)
+
+        def advance(state: State, hyperparameters: Hyperparameters):
+            learner = problem.make_learner(hyperparameters, statistics, axis)
+            return learner.step(state, rows)
+
+        state, info = jax.vmap(advance, in_axes=(axes, 0), out_axes=(axes, 0))(
+            state, hyperparameters
+        )
+        fails = (diverged_at < 0) & ~jnp.isfinite(info.loss)
+        # As `loss_slots`; unsigned, so that 16 million steps fit.
+        slot = step.astype(jnp.uint32) * jnp.uint32(slots) // jnp.uint32(problem.steps)
+        return (
+            state,
+            losses.at[:, slot].add(info.loss),
+            jnp.where(fails, step, diverged_at),
+        )
+
+    # A loop of a traced length, not `lax.scan` of a static one: the same code then runs
+    # a chunk of any number of steps, so how a run was cut up never shows in its bits.
+    state, losses, diverged_at = jax.lax.fori_loop(
+        0, steps, body, (state, progress.losses, progress.diverged_at)
+    )
+    state = jax.tree.map(lambda leaf, axis: jnp.moveaxis(leaf, axis, 0), state, axes)
+    return progress._replace(state=state, losses=losses, diverged_at=diverged_at)
+
+
+def _evaluate(
+    problem: Problem,
+    params: Params,
+    statistics: PyTree,
+    chunks: Batch,
+    axis: str | None,
+    with_logits: bool,
+) -> tuple[ScoreSums, Any]:
+    head = problem.make_head(statistics)
+
+    def score(params: Params, chunk: Batch) -> tuple[ScoreSums, Any]:
+        logits = head.apply(params, chunk.x)
+        sums = score_sums(logits, chunk.labels, chunk.weights, output=problem.output)
+        return sums, logits if with_logits else ()
+
+    def body(sums: ScoreSums | None, chunk: Batch):
+        more, logits = jax.vmap(score, in_axes=(0, None))(params, chunk)
+        return jax.tree.map(jnp.add, sums, more), logits
+
+    one_chunk = jax.tree.map(lambda leaf: leaf[0], chunks)
+    shapes, _ = jax.eval_shape(jax.vmap(score, in_axes=(0, None)), params, one_chunk)
+    nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    sums, logits = jax.lax.scan(body, nothing, chunks)
+    return (jax.lax.psum(sums, axis) if axis else sums), logits
+
+
+def _keep_best(progress: Progress, scores: Array, patience: int) -> Progress:
+    running = progress.diverged_at < 0
+    if patience:
+        running &= progress.stale < patience
+    better = running & (scores > progress.best_score)
+
+    def keep(better: Array, new: Params, old: Params) -> Params:
+        return jax.tree.map(lambda new, old: jnp.where(better, new, old), new, old)
+
+    return progress._replace(
+        best_params=jax.vmap(keep)(better, progress.state.params, progress.best_params),
+        best_score=jnp.where(better, scores, progress.best_score),
+        best_step=jnp.where(better, progress.state.step, progress.best_step),
+        stale=jnp.where(better, 0, progress.stale + 1),
+    )
+
+
+def _in_chunks(problem: Problem, shares: int, candidates: int) -> Batch:
+    """The validation rows as `[shares, chunks, rows, ...]`, padded with weight 0."""
+    val = problem.val
+    count = val.labels.shape[0]
+    classes = val.labels.shape[1] if val.labels.ndim == 2 else 0
+    classes = max(classes, int(np.max(problem.train.labels, initial=0)) + 1)
+    share = -(-count // shares)
+    rows = min(share, max(1, _LOGITS_AT_ONCE // (classes * candidates)))
+    chunks = -(-share // rows)
+    padding = shares * chunks * rows - count
+
+    def cut(leaf: Any) -> np.ndarray:
+        # Repeats of the first row, so that padding is ordinary numbers.
+        leaf = np.concatenate([leaf, np.repeat(leaf[:1], padding, axis=0)])
+        return leaf.reshape(shares, chunks, rows, *leaf.shape[1:])
+
+    weights = np.concatenate([val.weights, np.zeros(padding, np.float32)])
+    padded = jax.tree.map(cut, val)
+    return padded._replace(weights=weights.reshape(shares, chunks, rows))
+
+
+def _choose(devices: int) -> list[Any]:
+    local = jax.local_devices()
+    if devices > len(local):
+        raise ValueError(
+            f"train.devices is {devices}, but this machine has {len(local)}; "
+            "ask for no more than there are, or for 0 to use all"
+        )
+    if jax.process_count() > 1:
+        if devices not in (0, len(local)):
+            raise ValueError(
+                f"train.devices is {devices}, but a run over several processes uses "
+                f"all {len(local)} devices of each; set it to 0"
+            )
+        return jax.devices()
+    return local[: devices or len(local)]
+
+
+class _Placement:
+    """Moves arrays between the host and the devices of one sweep.
+
+    Several devices hold a leading device axis, one device none: a single device then
+    runs the plain jitted program, without pmap's dispatch.
+    """
+
+    def __init__(self, devices: list[Any], split: str, candidates: int):
+        self.chosen = devices
+        self.count = candidates
+        self.many = len(devices) > 1
+        self.by_candidate = split == "candidates" and self.many
+        lanes = len(devices) if self.by_candidate else 1
+        self.each = -(-candidates // lanes)
+        self.processes = jax.process_count()
+
+    def compile(self, function: Any, arguments: tuple, *, donate: tuple = ()) -> Any:
+        """Ahead of time, so that a later call can compile nothing."""
+        if self.many:
+            axes = tuple(
+                None if isinstance(leaf, np.integer) else 0 for leaf in arguments
+            )
+            program = jax.pmap(
+                function,
+                axis_name=AXIS,
+                devices=self.chosen,
+                in_axes=axes,
+                donate_argnums=donate,
+            )
+        else:
+            program = jax.jit(function, donate_argnums=donate)
+        return program.lower(*arguments).compile()
+
+    def everywhere(self, tree: PyTree) -> PyTree:
+        """The same on every device."""
+        if not self.many:
+            return jax.device_put(tree, self.chosen[0])
+        local = self._local_lanes()
+        copy = jax.pmap(
+            lambda lane, tree: tree,
+            axis_name=AXIS,
+            devices=self.chosen,
+            in_axes=(0, None),
+        )
+        return copy(np.arange(len(local)), tree)
+
+    def shares(self, tree: PyTree) -> PyTree:
+        """A leading axis of shares: one a device, or the only one on every device."""
+        if not self.many or self.by_candidate:
+            return self.everywhere(jax.tree.map(lambda leaf: leaf[0], tree))
+        return self._spread(tree)
+
+    def candidates(self, tree: PyTree) -> PyTree:
+        """A leading axis of candidates: shared out, or all on every device."""
+        if not self.by_candidate:
+            return self.everywhere(tree)
+        padding = self.each * len(self.chosen) - self.count
+
+        def cut(leaf: Any) -> Any:
+            leaf = np.concatenate([leaf, np.repeat(leaf[-1:], padding, axis=0)])
+            return leaf.reshape(len(self.chosen), self.each, *leaf.shape[1:])
+
+        return self._spread(jax.tree.map(cut, tree))
+
+    def to_host(self, tree: PyTree) -> PyTree:
+        """The reverse of `candidates`, as NumPy arrays."""
+
+        def fetch(leaf: Any) -> np.ndarray:
+            if not self.many:
+                return np.asarray(leaf)
+            if not self.by_candidate:
+                return np.asarray(leaf.addressable_shards[0].data)[0]
+            host = self._whole(leaf)
+            return host.reshape(-1, *host.shape[2:])[: self.count]
+
+        return jax.tree.map(lambda leaf: fetch(_words(leaf)), tree)
+
+    def logits_to_host(self, logits: Any) -> np.ndarray:
+        """`[(devices,) chunks, candidates, rows, ...]` -> candidates, all rows, ..."""
+        host = self._whole(logits) if self.many else np.asarray(logits)[None]
+        _, chunks, each, rows, classes = host.shape
+        if self.by_candidate:
+            host = np.moveaxis(host, 2, 1).reshape(-1, chunks * rows, classes)
+            return host[: self.count]
+        return np.moveaxis(host, 2, 0).reshape(each, -1, classes)
+
+    def _spread(self, tree: PyTree) -> PyTree:
+        lanes = self._local_lanes()
+        local = jax.tree.map(lambda leaf: np.asarray(leaf)[lanes], tree)
+        put = jax.pmap(lambda tree: tree, axis_name=AXIS, devices=self.chosen)
+        return put(local)
+
+    def _local_lanes(self) -> list[int]:
+        mine = jax.process_index()
+        return [
+            lane
+            for lane, device in enumerate(self.chosen)
+            if device.process_index == mine
+        ]
+
+    def _whole(self, leaf: Any) -> np.ndarray:
+        if self.processes == 1:
+            return np.asarray(leaf)
+        from jax.experimental import multihost_utils
+
+        return np.asarray(multihost_utils.process_allgather(leaf, tiled=True))
+
+
+def _words(leaf: Any) -> Any:
+    """A typed key as its words, which the host can hold; other arrays as they are."""
+    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return jax.random.key_data(leaf)
+    return leaf

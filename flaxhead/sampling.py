@@ -1,0 +1,64 @@
+"""Which rows a step sees: a seeded permutation, evaluated position by position."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from flaxhead.base import Array
+
+_ROUNDS = 24
+
+
+def batch_rows(key: Array, step: Array, *, rows: int, positions: Array) -> Array:
+    """Returns the row numbers at some positions of a step's batch.
+
+    Every row comes exactly once an epoch, in an order of its own each epoch; batches
+    run on across the end of an epoch, so no tail is dropped. It is a pure function of
+    its arguments: a device draws its own share, and a resumed run the same rows.
+
+    Args:
+      key: typed key of the order.
+      step: `uint32 []`, the first position of this step's batch in the endless
+        sequence of epochs (step number times batch size).
+      rows: number of rows.
+      positions: `int32 [batch]`, positions in the batch.
+
+    Returns:
+      `int32 [batch]`, each in `[0, rows)`.
+
+    >>> import jax, jax.numpy as jnp
+    >>> key, first = jax.random.key(0), jnp.uint32(0)
+    >>> order = batch_rows(key, first, rows=7, positions=jnp.arange(7))
+    >>> sorted(order.tolist())
+    [0, 1, 2, 3, 4, 5, 6]
+    """
+    position = step + positions.astype(jnp.uint32)
+    epoch, position = position // jnp.uint32(rows), position % jnp.uint32(rows)
+    words = jax.random.bits(key, (_ROUNDS, 2), jnp.uint32)
+    return _swap_or_not(position, epoch, words, rows).astype(jnp.int32)
+
+
+def _swap_or_not(position: Array, epoch: Array, words: Array, rows: int) -> Array:
+    """A keyed permutation of `[0, rows)` with no table.
+
+    Each round pairs every position with a partner and swaps the pair, or not, by one
+    hashed bit that both see (Hoang, Morris and Rogaway, "An enciphering scheme based
+    on a card shuffle", CRYPTO 2012).
+    """
+    size = jnp.uint32(rows)
+    for pivot_word, bit_word in words:
+        pivot = _hash(pivot_word ^ _hash(epoch)) % size
+        partner = jnp.where(
+            pivot >= position, pivot - position, pivot + (size - position)
+        )
+        bit = _hash(jnp.maximum(position, partner) ^ _hash(bit_word + epoch)) & 1
+        position = jnp.where(bit == 1, partner, position)
+    return position
+
+
+def _hash(word: Array) -> Array:
+    """The 32-bit finaliser of MurmurHash3 (Appleby, 2008)."""
+    word = (word ^ (word >> 16)) * jnp.uint32(0x85EBCA6B)
+    word = (word ^ (word >> 13)) * jnp.uint32(0xC2B2AE35)
+    return word ^ (word >> 16)

@@ -1,0 +1,71 @@
+"""Trains, selects, evaluates and ships a classification head on embeddings.
+
+    python train.py
+    python train.py --config=configs/linear_probe.py --config.data.source=npz:DIR \
+        --workdir=RUN
+
+Every setting of `flaxhead/config.py` is a flag, `--config.train.batch_size=64` say.
+The same command on the same --workdir goes on where it was stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import sys
+from pathlib import Path
+
+import jax
+
+from flaxhead import cli, flags, loop
+from flaxhead.report.progress import display
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command line; returns its exit status."""
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--config",
+        metavar="FILE.py",
+        default=str(Path(__file__).parent / "configs" / "default.py"),
+        help="a file with get_config() (default: configs/default.py)",
+    )
+    parser.add_argument(
+        "--config.FIELD",
+        metavar="VALUE",
+        help="set one field, such as --config.optimizer.learning_rate=[0.1,0.01]",
+    )
+    parser.add_argument(
+        "--workdir",
+        metavar="RUN",
+        help="the folder of the run (default: a new one in runs/)",
+    )
+    parser.add_argument(
+        "--multihost",
+        action="store_true",
+        help="join the other processes of this job (jax.distributed) first",
+    )
+    options, rest = parser.parse_known_args(arguments)
+    with cli.errors():
+        config = flags.override(flags.load(options.config), rest)
+        if options.multihost:
+            jax.distributed.initialize()
+        cli.cache_compilations()
+        workdir = options.workdir or _new_folder(Path(options.config).stem)
+        result = loop.run(config, workdir, display=display())
+        if jax.process_index() == 0:
+            print(cli.summary(result, workdir))
+    return 0
+
+
+def _new_folder(name: str) -> Path:
+    numbered = (Path("runs") / f"{name}-{i:03d}" for i in itertools.count(1))
+    return next(path for path in numbered if not path.exists())
+
+
+if __name__ == "__main__":
+    sys.exit(main())
