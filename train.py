@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import os
 import sys
 from pathlib import Path
 
@@ -19,6 +20,8 @@ import jax
 
 from flaxhead import cli, flags, loop
 from flaxhead.report.progress import display
+
+_TOLD = ("num_processes", "process_id")  # JAX itself reads the coordinator's address
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -47,19 +50,28 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--multihost",
         action="store_true",
-        help="join the other processes of this job (jax.distributed) first",
+        help="join the job's other processes, which JAX_COORDINATOR_ADDRESS, "
+        "JAX_NUM_PROCESSES and JAX_PROCESS_ID name where JAX can't detect them",
     )
     options, rest = parser.parse_known_args(arguments)
     with cli.errors():
         config = flags.override(flags.load(options.config), rest)
         if options.multihost:
-            jax.distributed.initialize()
+            _join(options.workdir)
         cli.cache_compilations()
         workdir = options.workdir or _new_folder(Path(options.config).stem)
-        result = loop.run(config, workdir, display=display())
-        if jax.process_index() == 0:
+        first = jax.process_index() == 0
+        result = loop.run(config, workdir, display=display() if first else None)
+        if first:
             print(cli.summary(result, workdir))
     return 0
+
+
+def _join(workdir: str | None) -> None:
+    if not workdir:
+        raise ValueError("--multihost needs a --workdir, the same for all processes")
+    told = {name: os.environ.get(f"JAX_{name.upper()}") for name in _TOLD}
+    jax.distributed.initialize(**{name: int(n) for name, n in told.items() if n})
 
 
 def _new_folder(name: str) -> Path:

@@ -2,10 +2,16 @@
 
     python train.py
 
-It needs no download. EXPECTED
+EXPECTED
 """
 
-from flaxhead import Config, HeadConfig, OptimizerConfig, TrainConfig
+from flaxhead import (
+    Config,
+    HeadConfig,
+    OptimizerConfig,
+    SelectionConfig,
+    TrainConfig,
+)
 
 
 def get_config() -> Config:
@@ -13,10 +19,11 @@ def get_config() -> Config:
     return Config(
         heads=(
             HeadConfig("linear", normalization="standardize"),
-            HeadConfig("mlp", normalization="standardize", dropout=(0.0, 0.3)),
+            HeadConfig("mlp", normalization="standardize", width=128),
         ),
         optimizer=OptimizerConfig(
-            learning_rate=(3e-4, 1e-3, 3e-3, 1e-2), weight_decay=(0.0, 1e-4)
+            learning_rate=(1e-3, 3e-3, 1e-2, 3e-2), weight_decay=(1e-4, 1e-3, 1e-2)
         ),
-        train=TrainConfig(batch_size=128, epochs=40),
+        train=TrainConfig(batch_size=128, epochs=20, evaluations=10),
+        selection=SelectionConfig(metric="nll"),
     )

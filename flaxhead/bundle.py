@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable
@@ -30,6 +31,7 @@ from flaxhead.config import DataConfig, HeadConfig
 FORMAT = 1
 _ARRAYS = "params.safetensors"
 _BATCH = 1024
+_BATCH_BYTES = 2**26
 
 
 class FeatureSpec(NamedTuple):
@@ -176,14 +178,16 @@ def to_probabilities(logits: Array, output: str) -> Array:
 def in_batches(function: Callable[[Any], Array], x: Any) -> np.ndarray:
     """Applies a function of rows to any number of them, in batches of one size.
 
-    The last batch is padded and cut, so one compiled program serves all sizes.
+    The last batch is padded and cut, so one compiled program serves any number.
 
     Args:
       function: `(x) -> [rows, ...]`, for example `LoadedHead.logits`.
       x: `[rows, ...]`, or `Tokens`; may be a memory map.
     """
-    rows = jax.tree.leaves(x)[0].shape[0]
-    size = min(_BATCH, max(1, rows))
+    leaves = jax.tree.leaves(x)
+    rows = leaves[0].shape[0]
+    row_bytes = sum(math.prod(one.shape[1:]) * one.dtype.itemsize for one in leaves)
+    size = min(_BATCH, max(1, _BATCH_BYTES // max(1, row_bytes)))
     compiled = jax.jit(function)
 
     def batch(start: int) -> np.ndarray:
@@ -291,7 +295,7 @@ def load(path: str | Path) -> LoadedHead:
             data=DataConfig(**described["data"]),
             metrics=described["metrics"],
         )
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path}: head.json lacks or garbles {error}") from error
     return functions(bundle)
 

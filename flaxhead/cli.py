@@ -115,7 +115,8 @@ def errors() -> Iterator[None]:
         print(error, file=sys.stderr)
         raise SystemExit(128 + error.signal) from None
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        # Messages of libraries may have several lines.
+        print(f"error: {' '.join(str(error).splitlines())}", file=sys.stderr)
         raise SystemExit(2) from None
 
 

@@ -20,6 +20,8 @@ from typing import Any
 from flaxhead.build import check
 from flaxhead.config import Config
 
+_LARGEST = 10**300  # whole numbers below it are floats too
+
 
 def load(path: str) -> Config:
     """Reads a config file: a Python module with `get_config() -> Config`.
@@ -86,7 +88,7 @@ def to_dict(config: Config) -> dict[str, Any]:
 def _replace(node: Any, path: list[str], text: str, flag: str) -> Any:
     name, rest = path[0], path[1:]
     if isinstance(node, tuple):
-        if not name.isdigit() or int(name) >= len(node):
+        if not name.isdecimal() or int(name) >= len(node):
             raise ValueError(
                 f"{flag}: {name!r} is not one of its {len(node)} entries; expected a "
                 f"number from 0 to {len(node) - 1}"
@@ -128,7 +130,7 @@ def _parse(text: str, hint: Any, flag: str) -> Any:
         return text
     try:
         value = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         value = text
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if hint is bool and isinstance(value, bool):
@@ -139,7 +141,11 @@ def _parse(text: str, hint: Any, flag: str) -> Any:
         values = value if isinstance(value, tuple | list) else (value,)
         if all(_is_number(one, arguments[0]) for one in values):
             return tuple(arguments[0](one) for one in values)
-    if origin is dict and isinstance(value, dict):
+    if (
+        origin is dict
+        and isinstance(value, dict)
+        and all(_is_number(one, float) for one in value.values())
+    ):
         return {str(key): float(one) for key, one in value.items()}
     raise ValueError(f"{flag}: expected {_words(hint)}, got {text!r}")
 
@@ -147,7 +153,9 @@ def _parse(text: str, hint: Any, flag: str) -> Any:
 def _is_number(value: Any, kind: Any) -> bool:
     if kind not in (int, float) or isinstance(value, bool):
         return False
-    return isinstance(value, int) or (kind is float and isinstance(value, float))
+    if kind is int or isinstance(value, float):
+        return isinstance(value, kind)
+    return isinstance(value, int) and abs(value) < _LARGEST
 
 
 def _words(hint: Any) -> str:

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 from flaxhead import build, bundle, checkpoints, heads, parallel
 from flaxhead.base import Batch, Tokens
@@ -37,11 +38,11 @@ class Interrupted(Exception):
       signal: the number of the signal.
     """
 
-    def __init__(self, number: int, step: int):
+    def __init__(self, number: int, step: int, workdir: Path):
         name = signal.Signals(number).name
         super().__init__(
             f"stopped by {name} after step {step}, which is saved; "
-            "the same command goes on from there"
+            f"the same command with --workdir={workdir} goes on from there"
         )
         self.signal = number
 
@@ -193,14 +194,20 @@ def _claim(workdir: Path, config: Config, data: Dataset) -> None:
                 "another --workdir, or undo the change"
             )
         return
-    if workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
+    # What a run leaves that was killed while it made the folder its own.
+    left = {_part(path).name}
+    if workdir.exists() and (
+        not workdir.is_dir() or any(one.name not in left for one in workdir.iterdir())
+    ):
         raise ValueError(
             f"{workdir} is there and holds no run of flaxhead; expected an empty or a "
             "new folder"
         )
-    workdir.mkdir(parents=True, exist_ok=True)
+    _meet("all processes have looked")
     if jax.process_index() == 0:
+        workdir.mkdir(parents=True, exist_ok=True)
         _write(path, mine)
+    _meet("the first one has written")
 
 
 def _differences(old: Any, new: Any, name: str) -> list[str]:
@@ -368,7 +375,7 @@ def _train(
     log.rewind(step)
 
     running = [
-        _running(plan, sweep, progress)
+        _running(plan, sweep, progress, step)
         for sweep, progress in zip(sweeps, progresses, strict=True)
     ]
     saved_at, best, pace = time.monotonic(), _best(plan, sweeps, progresses), 0.0
@@ -392,23 +399,38 @@ def _train(
                     progresses[number] = _evaluate(
                         plan, sweep, progresses[number], step, first, log
                     )
-                    running[number] = _running(plan, sweep, progresses[number])
+                    running[number] = _running(plan, sweep, progresses[number], step)
                 first += len(sweep.grid)
             best = _best(plan, sweeps, progresses)
         display.step(step, plan.steps, f"best {plan.metric} {_shown(plan, best)}")
         last = step == plan.steps or not any(running)
         due = time.monotonic() - saved_at >= settings.every_seconds
-        if due or last or stopped:
+        pace, due, stop = _agreed(pace, due, stopped[0] if stopped else 0)
+        if due or last or stop:
             checkpoints.save(manager, step, _on_host(sweeps, progresses), score=best)
             saved_at = time.monotonic()
-        if stopped:
+        if stop:
             manager.wait_until_finished()
             manager.close()
-            raise Interrupted(stopped[0], step)
+            raise Interrupted(stop, step, workdir)
     display.close()
     manager.wait_until_finished()
     manager.close()
     return _on_host(sweeps, progresses)
+
+
+def _agreed(pace: float, due: bool, stop: int) -> tuple[float, bool, int]:
+    """What all processes go by: the first one's clock, and a signal to any of them."""
+    if jax.process_count() == 1:
+        return pace, due, stop
+    said = multihost_utils.process_allgather(np.array([pace, due, stop], np.float32))
+    return float(said[0, 0]), bool(said[0, 1]), int(said[:, 2].max())
+
+
+def _meet(name: str) -> None:
+    """Waits until every process is here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
 
 
 def _on_host(sweeps: list[_Sweep], progresses: list[Any]) -> list[parallel.Progress]:
@@ -462,10 +484,12 @@ def _rank(ranking: Any, plan: _Plan, logits: np.ndarray, val: Embeddings) -> flo
     return ranking(probabilities, val.labels, val.weights)
 
 
-def _running(plan: _Plan, sweep: _Sweep, progress: Any) -> bool:
-    """Whether any candidate can still get better."""
-    diverged = sweep.program.to_host(progress.diverged_at) >= 0
-    done = diverged
+def _running(plan: _Plan, sweep: _Sweep, progress: Any, step: int) -> bool:
+    """Whether any candidate can still get better, as of the last evaluation."""
+    # Not as of now: a run resumed between evaluations would stop before the others do.
+    evaluated = max((at for at in plan.evaluate_at if at <= step), default=0)
+    diverged_at = sweep.program.to_host(progress.diverged_at)
+    done = diverged = (diverged_at >= 0) & (diverged_at < evaluated)
     if plan.config.train.patience:
         stale = sweep.program.to_host(progress.stale)
         done = diverged | (stale >= plan.config.train.patience)
@@ -707,6 +731,11 @@ def _write(path: Path, content: Any) -> None:
 
 def _write_text(path: Path, text: str) -> None:
     """Whole or not at all."""
-    new = path.with_name(f".{path.name}.new")
+    new = _part(path)
     new.write_text(text)
     os.replace(new, path)
+
+
+def _part(path: Path) -> Path:
+    """Where a file is written before it takes its name."""
+    return path.with_name(f".{path.name}.new")

@@ -116,7 +116,9 @@ def optimizer(
     if steps < 1:
         raise ValueError(f"steps is {steps}: expected 1 or more")
     if not 0 <= warmup_fraction < 1:
-        raise ValueError(f"warmup_fraction is {warmup_fraction}: expected [0, 1)")
+        raise ValueError(
+            f"warmup_fraction is {warmup_fraction}: expected one in [0, 1)"
+        )
     if not 0 <= momentum < 1:
         raise ValueError(f"momentum is {momentum}: expected one in [0, 1)")
     if clip_norm < 0:

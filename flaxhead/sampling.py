@@ -10,7 +10,7 @@ from flaxhead.base import Array
 _ROUNDS = 24
 
 
-def batch_rows(key: Array, step: Array, *, rows: int, positions: Array) -> Array:
+def batch_rows(key: Array, first: Array, *, rows: int, positions: Array) -> Array:
     """Returns the row numbers at some positions of a step's batch.
 
     Every row comes exactly once an epoch, in an order of its own each epoch; batches
@@ -19,8 +19,8 @@ def batch_rows(key: Array, step: Array, *, rows: int, positions: Array) -> Array
 
     Args:
       key: typed key of the order.
-      step: `uint32 []`, the first position of this step's batch in the endless
-        sequence of epochs (step number times batch size).
+      first: `uint32 []`, where this step's batch begins in the endless sequence of
+        epochs (step number times batch size).
       rows: number of rows.
       positions: `int32 [batch]`, positions in the batch.
 
@@ -33,7 +33,9 @@ def batch_rows(key: Array, step: Array, *, rows: int, positions: Array) -> Array
     >>> sorted(order.tolist())
     [0, 1, 2, 3, 4, 5, 6]
     """
-    position = step + positions.astype(jnp.uint32)
+    if rows == 1:  # XLA's CPU compiler fails on a remainder by a constant 1.
+        return jnp.zeros(positions.shape, jnp.int32)
+    position = first + positions.astype(jnp.uint32)
     epoch, position = position // jnp.uint32(rows), position % jnp.uint32(rows)
     words = jax.random.bits(key, (_ROUNDS, 2), jnp.uint32)
     return _swap_or_not(position, epoch, words, rows).astype(jnp.int32)
@@ -47,14 +49,18 @@ def _swap_or_not(position: Array, epoch: Array, words: Array, rows: int) -> Arra
     on a card shuffle", CRYPTO 2012).
     """
     size = jnp.uint32(rows)
-    for pivot_word, bit_word in words:
-        pivot = _hash(pivot_word ^ _hash(epoch)) % size
+
+    def swap(position: Array, word: Array) -> tuple[Array, None]:
+        pivot = _hash(word[0] ^ _hash(epoch)) % size
         partner = jnp.where(
             pivot >= position, pivot - position, pivot + (size - position)
         )
-        bit = _hash(jnp.maximum(position, partner) ^ _hash(bit_word + epoch)) & 1
-        position = jnp.where(bit == 1, partner, position)
-    return position
+        bit = _hash(jnp.maximum(position, partner) ^ _hash(word[1] + epoch)) & 1
+        return jnp.where(bit == 1, partner, position), None
+
+    # A loop and not its unrolled body: that would be fused into the gather of the rows
+    # and run again for every element of every row.
+    return jax.lax.scan(swap, position, words)[0]
 
 
 def _hash(word: Array) -> Array:

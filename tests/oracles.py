@@ -92,3 +92,25 @@ def softmax_regression(kernel, bias, x, labels, weights):
     error = np.exp(log_softmax(logits, axis=-1)) - one_hot(labels, logits.shape[-1])
     share = error * (weights / weights.sum())[:, None]
     return loss, x.T @ share, share.sum(0)
+
+
+ACTIVATIONS = {
+    "gelu": lambda x: x / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))),
+    "relu": lambda x: np.maximum(x, 0),
+    "silu": lambda x: x * expit(x),
+    "tanh": np.tanh,
+}
+
+
+def mlp(params, x, activation, *, layer_norm):
+    """Two hidden layers and a linear one, from their parameters."""
+    x = np.asarray(x, float)
+    for layer in range(2):
+        hidden = params[f"hidden_{layer}"]
+        x = x @ np.asarray(hidden["kernel"], float) + hidden["bias"]
+        if layer_norm:
+            norm, variance = params[f"norm_{layer}"], x.var(axis=-1, keepdims=True)
+            x = (x - x.mean(axis=-1, keepdims=True)) / np.sqrt(variance + 1e-6)
+            x = x * norm["scale"] + norm["bias"]
+        x = ACTIVATIONS[activation](x)
+    return x @ params["output"]["kernel"] + params["output"]["bias"]

@@ -178,14 +178,26 @@ def test_linear_is_the_product():
     np.testing.assert_allclose(head.apply({"output": output}, x), expected, rtol=1e-4)
 
 
+@pytest.mark.parametrize("layer_norm", [True, False])
 @pytest.mark.parametrize("activation", sorted(ACTIVATIONS))
-def test_mlp_is_its_layers(activation):
-    head, x = mlp(CLASSES, width=8, activation=activation, zero_init=False), rows()
+def test_mlp_is_its_layers(activation, layer_norm):
+    head = mlp(
+        CLASSES,
+        width=8,
+        depth=2,
+        activation=activation,
+        layer_norm=layer_norm,
+        zero_init=False,
+    )
+    x = rows()
     params = head.init(jax.random.key(0), x)
-    hidden, output = params["hidden_0"], params["output"]
-    inside = ACTIVATIONS[activation](np.asarray(x) @ hidden["kernel"])
-    expected = np.asarray(inside, float) @ output["kernel"]
-    np.testing.assert_allclose(head.apply(params, x), expected, rtol=1e-3, atol=1e-5)
+    draw = np.random.default_rng(2)
+    params = jax.tree.map(
+        lambda leaf: leaf + jnp.asarray(draw.normal(size=leaf.shape), jnp.float32),
+        params,
+    )
+    expected = oracles.mlp(params, x, activation, layer_norm=layer_norm)
+    np.testing.assert_allclose(head.apply(params, x), expected, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("learn_scale", [True, False])
@@ -216,7 +228,9 @@ def test_narrow_embeddings_give_float32_logits(name, train, dtype):
 def test_gradients_are_finite_at_zero_rows(name):
     head, x = DROPPING[name](CLASSES), rows().at[0].set(0)
     params = head.init(jax.random.key(0), x)
-    slopes = jax.grad(lambda p, x: head.apply(p, x).sum(), argnums=(0, 1))(params, x)
+    slopes = jax.jit(jax.grad(lambda p, x: head.apply(p, x).sum(), argnums=(0, 1)))(
+        params, x
+    )
     assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(slopes))
 
 
@@ -289,14 +303,62 @@ def test_rates_under_vmap_are_a_loop(name):
 
 
 def test_dropout_keeps_the_mean_and_drops_its_share():
-    head, x = linear(1, dropout=0.25), jnp.ones([2000, 50])
+    head, x = linear(50, dropout=0.25), jnp.ones([2000, 50])
     params = {"output": {"kernel": jnp.eye(50), "bias": jnp.zeros(50)}}
-    units = linear(50, dropout=0.25).apply(params, x, key=jax.random.key(0), train=True)
-    del head
+    units = head.apply(params, x, key=jax.random.key(0), train=True)
     np.testing.assert_allclose(np.unique(units), [0, 1 / 0.75], rtol=1e-6)
     # Five standard deviations of a share of 100,000 units.
     margin = 5 * np.sqrt(0.25 * 0.75 / units.size)
     assert abs(np.mean(units == 0) - 0.25) < margin
+
+
+@pytest.mark.parametrize("name", sorted({**HEADS, "linen": None, "nnx": None}))
+def test_a_head_without_noise_is_applied_to_the_whole_batch(name):
+    """A key is then not used: nothing is random, and products are of matrices."""
+    quiet = {
+        **{one: make(CLASSES) for one, make in DROPPING.items()},
+        "linen": from_linen(nn.Dense(CLASSES)),
+        "nnx": from_nnx(lambda rngs: nnx.Linear(DIM, CLASSES, rngs=rngs)),
+    }
+    head, x = quiet[name], rows()
+    params = head.init(jax.random.key(0), x)
+    program = jax.make_jaxpr(functools.partial(head.apply, train=True))
+    text = str(program(params, x, key=row_keys()))
+    assert f"f32[{ROWS},{CLASSES}] = dot_general" in text
+    assert "random" not in text
+
+
+def test_one_program_serves_every_rate():
+    x = rows()
+    params = linear(CLASSES).init(jax.random.key(0), x)
+
+    @jax.jit
+    def logits(rates):
+        def one(rate):
+            head = linear(CLASSES, dropout=rate)
+            return head.apply(params, x, key=row_keys(), train=True)
+
+        return jax.vmap(one)(rates)
+
+    for rates in ([0.0, 0.1], [0.5, 0.9]):
+        logits(jnp.array(rates))
+    assert logits._cache_size() == 1
+
+
+def test_noise_of_tokens_is_of_the_row():
+    class Summed(nn.Module):
+        @nn.compact
+        def __call__(self, x, train):
+            values = nn.Dropout(0.5, deterministic=not train)(x.values)
+            total = jnp.sum(jnp.where(x.mask[..., None], values, 0), axis=1)
+            return nn.Dense(CLASSES)(total)
+
+    head, x, keys = from_linen(Summed()), tokens(), row_keys()
+    params = head.init(jax.random.key(0), x)
+    together = head.apply(params, x, key=keys, train=True)
+    last = jax.tree.map(lambda leaf: leaf[3:], (x, keys))
+    alone = head.apply(params, last[0], key=last[1], train=True)
+    np.testing.assert_allclose(alone, together[3:], rtol=1e-5, atol=1e-6)
 
 
 # Modules of others.
@@ -339,13 +401,16 @@ def test_a_lifted_module_trains_under_jit_vmap_and_grad():
             assert (slope != 0).any(), name
 
 
-@pytest.mark.parametrize("lifted", ["linen", "nnx"])
-def test_running_state_is_refused(lifted):
+@pytest.mark.parametrize(
+    "lift",
+    [
+        lambda: from_linen(LinenBatchNorm()).init(jax.random.key(0), rows()),
+        lambda: from_nnx(NnxBatchNorm),
+    ],
+)
+def test_running_state_is_refused(lift):
     with pytest.raises(ValueError, match="a head has parameters only: use layers"):
-        if lifted == "linen":
-            from_linen(LinenBatchNorm()).init(jax.random.key(0), rows())
-        else:
-            from_nnx(NnxBatchNorm)
+        lift()
 
 
 # Wrapping.
@@ -370,7 +435,7 @@ def test_statistics_of_features_far_from_zero():
     mean, std = statistics(x, weights)
     expected = oracles.weighted_statistics(x, weights)
     np.testing.assert_allclose(mean, expected[0], rtol=2e-7)
-    np.testing.assert_allclose(std, expected[1], rtol=1e-4)
+    np.testing.assert_allclose(std, expected[1], rtol=1e-4, atol=1e-9)
     assert std[2] == 0
     scaled = standardize(from_linen(Identity()), mean, std).apply({}, x)
     np.testing.assert_array_equal(scaled[:, 2], 0)
@@ -397,6 +462,15 @@ def test_statistics_of_tokens_leave_padding_out():
         dense.reshape(-1, DIM), np.repeat(np.asarray(weights), 4)
     )
     np.testing.assert_allclose(statistics(dense, weights), expected, rtol=1e-5)
+
+
+def test_statistics_of_folds_are_one_program():
+    x, folds = rows(count=30), jnp.arange(30) % 3 != jnp.arange(3)[:, None]
+    found = jax.vmap(statistics, in_axes=(None, 0))(x, folds.astype(jnp.float32))
+    for fold, kept in enumerate(np.asarray(folds)):
+        expected = oracles.weighted_statistics(x[kept], np.ones(20))
+        np.testing.assert_allclose(found[0][fold], expected[0], rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(found[1][fold], expected[1], rtol=1e-5)
 
 
 def test_statistics_of_nothing_are_zeros():

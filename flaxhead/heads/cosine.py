@@ -41,7 +41,9 @@ class Cosine(nn.Module):
             start = jax.nn.initializers.constant(math.log(self.scale))
             scale = jnp.exp(self.param("log_scale", start, ()))
         # Dividing the few logits is cheaper than dividing the many weights.
-        return dense(x, directions) * (scale / length(directions, axis=0)[0])
+        return dense(x, directions, train=train) * (
+            scale / length(directions, axis=0)[0]
+        )
 
 
 class _Directions(nn.Module):

@@ -33,8 +33,8 @@ class Dropout(nn.Module):
     rate: float | Array
 
     def __call__(self, x: Array, *, train: bool) -> Array:
-        """Maps `x` to the same shape; the identity unless `train`."""
+        """Maps `x` to float32 of the same shape; the identity unless `train`."""
         if not train or (isinstance(self.rate, int | float) and self.rate == 0):
             return x
         kept = jax.random.bernoulli(self.make_rng("dropout"), 1 - self.rate, x.shape)
-        return jnp.where(kept, x / (1 - self.rate), 0)
+        return jnp.where(kept, x.astype(jnp.float32) / (1 - self.rate), 0)

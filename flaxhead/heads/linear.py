@@ -23,7 +23,7 @@ class Linear(nn.Module):
         """Maps `[..., dim]` to float32 logits `[..., classes]`."""
         check_input("linear", x)
         x = Dropout(self.dropout)(x, train=train)
-        return Dense(self.classes, self.zero_init, name="output")(x)
+        return Dense(self.classes, self.zero_init, name="output")(x, train=train)
 
 
 def linear(

@@ -37,12 +37,12 @@ class Mlp(nn.Module):
         """Maps `[..., dim]` to float32 logits `[..., classes]`."""
         check_input("mlp", x)
         for layer in range(self.depth):
-            x = Dense(self.width, name=f"hidden_{layer}")(x)
+            x = Dense(self.width, name=f"hidden_{layer}")(x, train=train)
             if self.layer_norm:
                 x = nn.LayerNorm(name=f"norm_{layer}")(x)
             x = ACTIVATIONS[self.activation](x)
             x = Dropout(self.dropout)(x, train=train)
-        return Dense(self.classes, self.zero_init, name="output")(x)
+        return Dense(self.classes, self.zero_init, name="output")(x, train=train)
 
 
 def mlp(
