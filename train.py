@@ -15,6 +15,7 @@ import itertools
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -27,6 +28,7 @@ _TOLD = ("num_processes", "process_id")  # JAX itself reads the coordinator's ad
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command line; returns its exit status."""
     parser = argparse.ArgumentParser(
+        usage="%(prog)s [--config=FILE.py] [--config.FIELD=VALUE ...] [options]",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -36,11 +38,6 @@ def main(arguments: list[str] | None = None) -> int:
         metavar="FILE.py",
         default=str(Path(__file__).parent / "configs" / "default.py"),
         help="a file with get_config() (default: configs/default.py)",
-    )
-    parser.add_argument(
-        "--config.FIELD",
-        metavar="VALUE",
-        help="set one field, such as --config.optimizer.learning_rate=[0.1,0.01]",
     )
     parser.add_argument(
         "--workdir",
@@ -71,7 +68,8 @@ def _join(workdir: str | None) -> None:
     if not workdir:
         raise ValueError("--multihost needs a --workdir, the same for all processes")
     told = {name: os.environ.get(f"JAX_{name.upper()}") for name in _TOLD}
-    jax.distributed.initialize(**{name: int(n) for name, n in told.items() if n})
+    known: dict[str, Any] = {name: int(n) for name, n in told.items() if n}
+    jax.distributed.initialize(**known)
 
 
 def _new_folder(name: str) -> Path:

@@ -1,4 +1,4 @@
-"""Benign or malignant: few rows, unequal classes, and probabilities that must be honest.
+"""Benign or malignant: few rows, unequal classes, probabilities that must be honest.
 
     python train.py --config=configs/breast_cancer.py
 

@@ -3,8 +3,8 @@
     python train.py --config=configs/dinov2_linear.py --config.data.source=npz:DIR
 
 Oquab et al., 2023, "DINOv2: Learning Robust Visual Features without Supervision": SGD
-with momentum 0.9, no weight decay, 12,500 steps of 1,024 rows, cosine schedule, learning
-rates multiplied by batch / 256. Unlike theirs, the winner is chosen on validation rows.
+with momentum 0.9, no weight decay, 12,500 steps of 1,024 rows, a cosine schedule, and
+learning rates multiplied by batch / 256. What wins is chosen on the validation rows.
 
 EXPECTED
 """

@@ -10,7 +10,8 @@ neither in the loss nor in a score). Such a DIR, to try it with:
     from sklearn.datasets import make_multilabel_classification as make
 
     x, labels = make(2000, 32, n_classes=8, n_labels=3, random_state=0)
-    labels = np.where(np.random.default_rng(0).random(labels.shape) < 0.1, np.nan, labels)
+    unknown = np.random.default_rng(0).random(labels.shape) < 0.1
+    labels = np.where(unknown, np.nan, labels)
     np.savez("DIR/train.npz", embeddings=x, labels=labels)
 
 EXPECTED

@@ -19,8 +19,8 @@ head = fh.linear(10)
 objective = fh.supervised(head, fh.softmax_cross_entropy)
 
 
-def losses(rate: jax.Array, rows: fh.Batch, axis: str | None = None) -> jax.Array:
-    """The loss of 50 steps on all rows, `[50]`."""
+def losses(rate: jax.Array, rows: fh.Batch, axis: str | None = None) -> fh.Info:
+    """The losses of 50 steps on all rows, each `[50]`."""
     learner = fh.learner(head, objective, optax.sgd(rate), axis=axis)
     state = learner.init(jax.random.key(0), rows)
     return jax.lax.scan(lambda state, _: learner.step(state, rows), state, length=50)[1]

@@ -5,7 +5,8 @@ A *head* turns embeddings into logits, an *objective* turns logits into sums, a
 functions or a single one; what they carry is a pytree of arrays only. Nothing here
 subclasses anything of ours, and there is no logic in this file.
 
-    config -> data -> head -> loss -> objective -> learner -> program -> select -> bundle
+    config -> data -> head -> loss -> objective -> learner
+           -> program -> select -> bundle
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ class Batch(NamedTuple):
     x: Any
     labels: Array
     weights: Array
-    index: Array
+    index: Array  # pyright: ignore[reportIncompatibleMethodOverride]
 
 
 class Sums(NamedTuple):
@@ -60,7 +61,7 @@ class Sums(NamedTuple):
     """
 
     total: Array
-    count: Array
+    count: Array  # pyright: ignore[reportIncompatibleMethodOverride]
 
 
 class HeadApply(Protocol):
@@ -71,7 +72,9 @@ class HeadApply(Protocol):
 
     def __call__(
         self, params: Params, x: Any, *, key: Array | None = None, train: bool = False
-    ) -> Array: ...
+    ) -> Array:
+        """Returns logits."""
+        ...
 
 
 class Head(NamedTuple):
@@ -100,7 +103,9 @@ class Loss(Protocol):
         *,
         where: Array | None = None,
         weights: Array | None = None,
-    ) -> Array: ...
+    ) -> Array:
+        """Returns a loss an example."""
+        ...
 
 
 class Objective(NamedTuple):
@@ -174,4 +179,6 @@ class Fit(Protocol):
         weights: Array,
         hyperparameters: Hyperparameters,
         key: Array,
-    ) -> Params: ...
+    ) -> Params:
+        """Returns the trained parameters."""
+        ...

@@ -11,7 +11,7 @@ import numpy as np
 from flaxhead import heads, losses, optim
 from flaxhead.base import Array, Head, Hyperparameters, Learner, Loss, PyTree
 from flaxhead.config import Config, HeadConfig
-from flaxhead.metrics import METRICS
+from flaxhead.metrics import METRICS, Output
 from flaxhead.objectives import supervised
 from flaxhead.step import learner
 
@@ -77,14 +77,14 @@ def check(config: Config) -> None:
     _at_least("checkpoint.every_seconds", config.checkpoint.every_seconds, 0)
 
 
-def output(config: Config, task: str) -> str:
+def output(config: Config, task: str) -> Output:
     """Returns how logits become probabilities, `softmax` or `sigmoid`.
 
     Raises:
       ValueError: a softmax loss for several labels a row.
     """
     name = _loss_name(config, task)
-    kind = "softmax" if name.startswith("softmax") else "sigmoid"
+    kind: Output = "softmax" if name.startswith("softmax") else "sigmoid"
     if task == "multilabel" and kind == "softmax":
         raise ValueError(
             f"loss.name is {name!r}, which knows one label a row, and the data has"

@@ -27,6 +27,7 @@ from safetensors.numpy import save as to_safetensors
 from flaxhead.base import Array, Head, Params, Tokens
 from flaxhead.build import make_head
 from flaxhead.config import DataConfig, HeadConfig
+from flaxhead.metrics import Output
 
 FORMAT = 1
 _ARRAYS = "params.safetensors"
@@ -76,7 +77,7 @@ class Bundle(NamedTuple):
     statistics: tuple[Any, Any]
     class_names: tuple[str, ...]
     task: str
-    output: str
+    output: Output
     spec: FeatureSpec
     data: DataConfig
     metrics: dict[str, Any]
@@ -136,11 +137,11 @@ def drift(x: Any, spec: FeatureSpec) -> str | None:
     off = abs(mean - spec.norm_mean)
     if off <= 0.2 * spec.norm_mean or off <= 4 * spec.norm_std:
         return None
+    backbone = f" ({spec.backbone})" if spec.backbone else ""
     return (
         f"the embeddings have a mean norm of {mean:.4g}, those of training had "
-        f"{spec.norm_mean:.4g} (standard deviation {spec.norm_std:.2g}); check that they "
-        f"come from the same backbone{f' ({spec.backbone})' if spec.backbone else ''} "
-        "and are normalised in the same way"
+        f"{spec.norm_mean:.4g} (standard deviation {spec.norm_std:.2g}); check that "
+        f"they come from the same backbone{backbone} and are normalised in the same way"
     )
 
 
@@ -170,7 +171,7 @@ def functions(bundle: Bundle) -> LoadedHead:
     )
 
 
-def to_probabilities(logits: Array, output: str) -> Array:
+def to_probabilities(logits: Any, output: Output) -> Array:
     """Logits `[..., classes]` -> probabilities, by `softmax` or `sigmoid`."""
     return jax.nn.softmax(logits) if output == "softmax" else jax.nn.sigmoid(logits)
 
@@ -210,11 +211,11 @@ def save(path: str | Path, bundle: Bundle) -> None:
     """
     path = Path(path)
     arrays = {
-        f"params/{name}": np.ascontiguousarray(leaf)
+        f"params/{name}": np.asarray(leaf, order="C")
         for name, leaf in flatten_dict(bundle.params, sep="/").items()
     }
     for name, leaf in zip(("mean", "std"), bundle.statistics, strict=False):
-        arrays[f"statistics/{name}"] = np.ascontiguousarray(leaf)
+        arrays[f"statistics/{name}"] = np.asarray(leaf, order="C")
     content = to_safetensors(arrays)
     described = {
         "format": FORMAT,
@@ -275,8 +276,8 @@ def load(path: str | Path) -> LoadedHead:
         if described["sha256"][_ARRAYS] != found:
             raise ValueError(
                 f"{path}: {_ARRAYS} is damaged (its checksum is {found[:12]}..., "
-                f"head.json says {described['sha256'][_ARRAYS][:12]}...); copy or train "
-                "the head again"
+                f"head.json says {described['sha256'][_ARRAYS][:12]}...); copy or "
+                "train the head again"
             )
         arrays = parse_safetensors(content)
         params = {
@@ -322,8 +323,10 @@ def _check_features(x: Any, spec: FeatureSpec) -> None:
     values = x.values if isinstance(x, Tokens) else x
     expected = f"[rows, {'tokens, ' if spec.tokens else ''}{spec.dim}]"
     if values.ndim != (3 if spec.tokens else 2) or values.shape[-1] != spec.dim:
+        # A padded batch has other rows than the file it comes from.
+        got = ", ".join(["rows", *map(str, values.shape[1:])])
         raise ValueError(
-            f"the embeddings have the shape {list(values.shape)}, the head expects "
+            f"the embeddings have the shape [{got}], the head expects "
             f"{expected} ({spec.dtype}, normalization {spec.normalization}, backbone "
             f"{spec.backbone or 'not recorded'})"
         )

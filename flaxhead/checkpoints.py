@@ -20,11 +20,16 @@ Manager = ocp.CheckpointManager
 
 def open_folder(path: str | Path, *, keep: int) -> Manager:
     """Opens a folder of checkpoints, of which the last `keep` and the best stay."""
-    policy = AnyPreservationPolicy(
-        [LatestN(keep), BestN(get_metric_fn=lambda metrics: metrics["score"], n=1)]
-    )
+
+    def rank(metrics: dict[str, float]) -> Any:
+        # Of equal ones the first: that is where the best was found.
+        return metrics["score"], -metrics["step"]
+
     options = ocp.CheckpointManagerOptions(
-        preservation_policy=policy,
+        preservation_policy=AnyPreservationPolicy(
+            [LatestN(keep), BestN(get_metric_fn=rank, n=1)]
+        ),
+        best_fn=rank,  # without one, orbax doesn't write the metrics
         enable_async_checkpointing=True,
         cleanup_tmp_directories=True,
     )
@@ -40,7 +45,8 @@ def save(manager: Manager, step: int, tree: PyTree, *, score: float) -> None:
       tree: NumPy arrays only.
       score: what "best" goes by, larger is better.
     """
-    manager.save(step, args=ocp.args.StandardSave(tree), metrics={"score": score})
+    metrics = {"score": score, "step": step}
+    manager.save(step, args=ocp.args.StandardSave(tree), metrics=metrics)
 
 
 def restore(manager: Manager, target: PyTree) -> tuple[int, PyTree] | None:
@@ -69,7 +75,7 @@ def restore(manager: Manager, target: PyTree) -> tuple[int, PyTree] | None:
     except Exception as error:
         raise ValueError(
             f"checkpoint {manager.directory / str(step)} can't be restored "
-            f"({type(error).__name__}: {str(error).splitlines()[0]}); delete that folder "
-            "to go on from the checkpoint before it"
+            f"({type(error).__name__}: {''.join(str(error).splitlines()[:1])}); delete "
+            "that folder to go on from the checkpoint before it"
         ) from error
     return step, tree

@@ -1,4 +1,4 @@
-"""`flaxhead predict | evaluate`: what a trained head is used for on the command line."""
+"""`flaxhead predict | evaluate`: a trained head on the command line."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def cache_compilations() -> None:
     `JAX_COMPILATION_CACHE_DIR` names another folder, `JAX_ENABLE_COMPILATION_CACHE=0`
     turns it off.
     """
-    if not jax.config.jax_compilation_cache_dir:
+    if not jax.config.values["jax_compilation_cache_dir"]:
         home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         jax.config.update("jax_compilation_cache_dir", str(home / "flaxhead" / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
@@ -144,9 +144,10 @@ def summary(result: dict[str, Any], workdir: str | Path) -> str:
     chosen = ", ".join(f"{name} {value:g}" for name, value in tried.items())
     return (
         f"{won['head']}{f' ({chosen})' if chosen else ''} won of "
-        f"{len(result['candidates'])} by validation {won['metric']} {won['score']:.4f}\n"
-        f"test accuracy {test['accuracy']:.4f} (95 % interval {low:.4f} to {high:.4f}), "
-        f"nll {test['nll']:.4f}, ece {test['ece']:.4f}\n"
+        f"{len(result['candidates'])} by validation {won['metric']} "
+        f"{won['score']:.4f}\n"
+        f"test accuracy {test['accuracy']:.4f} (95 % interval {low:.4f} to "
+        f"{high:.4f}), nll {test['nll']:.4f}, ece {test['ece']:.4f}\n"
         f"compiled in {result['timing']['compile_seconds']:.1f} s, trained in "
         f"{result['timing']['run_seconds']:.1f} s; the head is in {workdir}/head"
     )

@@ -1,7 +1,7 @@
 """Command line -> `Config`: a config file, and `--config.FIELD=VALUE` on top.
 
-`--config.data.source=npz:DIR` sets one field, `--config.optimizer.learning_rate=[1,0.1]`
-a tuple, `--config.heads.0.width=256` a field of one head. What the file and the
+`--config.data.source=npz:DIR` sets one field, `--config.heads.0.width=256` a field of
+one head, `--config.optimizer.learning_rate=[1,0.1]` a tuple. What the file and the
 dataclasses don't know is refused with the nearest name.
 """
 
@@ -125,7 +125,9 @@ def _parse(text: str, hint: Any, flag: str) -> Any:
     if isinstance(hint, types.UnionType):
         # A union of ours is text or something written in brackets.
         kinds = typing.get_args(hint)
-        hint = str if not text.startswith("{") else next(k for k in kinds if k != str)
+        hint = (
+            str if not text.startswith("{") else next(k for k in kinds if k is not str)
+        )
     if hint is str:
         return text
     try:
@@ -133,8 +135,8 @@ def _parse(text: str, hint: Any, flag: str) -> Any:
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         value = text
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if hint is bool and isinstance(value, bool):
-        return value
+    if hint is bool and text in ("True", "False"):
+        return text == "True"
     if _is_number(value, hint):
         return hint(value)
     if origin is tuple:

@@ -22,8 +22,15 @@ from flaxhead import build, bundle, checkpoints, heads, parallel
 from flaxhead.base import Batch, Tokens
 from flaxhead.config import Config, HeadConfig
 from flaxhead.data import Dataset, Embeddings, fingerprint, load
-from flaxhead.metrics import METRICS, average_precision, auroc, evaluate, finish
-from flaxhead.metrics import standard_error as metric_error
+from flaxhead.metrics import (
+    METRICS,
+    Output,
+    auroc,
+    average_precision,
+    evaluate,
+    finish,
+    standard_error,
+)
 from flaxhead.report.curves import curves
 from flaxhead.report.progress import Display, quiet
 from flaxhead.selection import Candidate, Selection, grid_edges, select
@@ -62,7 +69,7 @@ class _Plan(NamedTuple):
 
     config: Config
     data: Dataset
-    output: str
+    output: Output
     metric: str
     batch_size: int
     steps: int
@@ -288,9 +295,14 @@ def _problem(
 
 def to_batch(data: Embeddings) -> Batch:
     """The rows of a split as a `Batch`, still in host memory."""
-    x = data.x if data.mask is None else Tokens(data.x, data.mask)
-    index = np.arange(len(data.labels), dtype=np.int32)
-    return Batch(x, data.labels, data.weights, index)
+    values, mask, labels, weights = _any(data.x, data.mask, data.labels, data.weights)
+    x = values if mask is None else Tokens(values, mask)
+    return Batch(x, labels, weights, *_any(np.arange(len(labels), dtype=np.int32)))
+
+
+def _any(*arrays: Any) -> tuple[Any, ...]:
+    """NumPy arrays where those of JAX are asked for."""
+    return arrays
 
 
 def _statistics(train: Batch) -> tuple[np.ndarray, np.ndarray]:
@@ -341,8 +353,8 @@ def _introduction(plan: _Plan, sweeps: list[_Sweep], seconds: float) -> str:
     shape = " x ".join(str(size) for size in train.x.shape)
     devices = plan.config.train.devices or jax.device_count()
     return (
-        f"{shape} embeddings, {len(plan.data.class_names)} classes; candidates: {kinds};"
-        f" {plan.steps} steps of {plan.batch_size} rows on {devices} "
+        f"{shape} embeddings, {len(plan.data.class_names)} classes; candidates: "
+        f"{kinds}; {plan.steps} steps of {plan.batch_size} rows on {devices} "
         f"{jax.default_backend()} device{'s' if devices > 1 else ''}; compiled in "
         f"{seconds:.1f} s"
     )
@@ -587,7 +599,7 @@ def _select(
         val = to_batch(plan.data.val)
         candidates[best] = dataclasses.replace(
             candidates[best],
-            standard_error=metric_error(
+            standard_error=standard_error(
                 plan.metric,
                 bundle.in_batches(trained.logits, val.x),
                 val.labels,
@@ -612,7 +624,7 @@ def _bundle(
             train = sweep.problem.train
             return bundle.Bundle(
                 config=sweep.head,
-                params=jax.tree.map(lambda leaf: leaf[index], progress.best_params),
+                params=_candidate(progress.best_params, index),
                 statistics=sweep.problem.statistics or _statistics(train),
                 class_names=plan.data.class_names,
                 task=plan.data.task,
@@ -625,6 +637,10 @@ def _bundle(
             )
         index -= len(sweep.grid)
     raise AssertionError("a candidate of no sweep")
+
+
+def _candidate(tree: Any, index: int) -> Any:
+    return jax.tree.map(lambda leaf: leaf[index], tree)
 
 
 def _ship(

@@ -25,7 +25,7 @@ from flaxhead.base import (
     PyTree,
     State,
 )
-from flaxhead.metrics import ScoreSums, score_sums
+from flaxhead.metrics import Output, ScoreSums, score_sums
 from flaxhead.sampling import batch_rows
 
 AXIS = "devices"
@@ -80,7 +80,7 @@ class Problem(NamedTuple):
 
     make_learner: Callable[[Hyperparameters, PyTree, str | None], Learner]
     make_head: Callable[[PyTree], Head]
-    output: str
+    output: Output
     train: Batch
     val: Batch
     statistics: PyTree
@@ -97,7 +97,7 @@ class Program(NamedTuple):
 
     Attributes:
       start: `() -> progress`.
-      train: `(progress, first, steps) -> progress`: `steps` more steps after the `first`
+      train: `(progress, first, steps) -> progress`: `steps` more steps after `first`
         ones, any number of them in one dispatch.
       evaluate: `(progress) -> (sums, logits)` on the host: `ScoreSums` with a leading
         candidate axis, and `[candidates, rows, classes]` logits if they were asked for.
@@ -432,6 +432,10 @@ class _Placement:
                 in_axes=axes,
                 donate_argnums=donate,
             )
+            if self.processes > 1:
+                # Its ahead-of-time form can't tell a process's share from the whole;
+                # this one can, and compiles at its first call.
+                return program
         else:
             program = jax.jit(function, donate_argnums=donate)
         return program.lower(*arguments).compile(options)
@@ -505,6 +509,6 @@ class _Placement:
 
 def _words(leaf: Any) -> Any:
     """A typed key as its words, which the host can hold; other arrays as they are."""
-    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         return jax.random.key_data(leaf)
     return leaf

@@ -63,7 +63,8 @@ def learner(
             sums, memory = objective.apply(params, state.memory, batch, key)
             # Counts go over all devices first; the gradient of this device's share
             # of the total is then summed below. No mean of means.
-            return sum(_share(term, axis) for term in sums.values()), memory
+            shares = [_share(term, axis) for term in sums.values()]
+            return sum(shares, jnp.zeros(())), memory
 
         (loss, memory), grads = jax.value_and_grad(minimised, has_aux=True)(
             state.params

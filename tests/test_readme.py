@@ -54,7 +54,7 @@ def same_form(printed, shown):
     """Whether a text is another up to its numbers and the head that won."""
 
     def form(text):
-        text = re.sub(r"^[\w-]+ (\(.*?\) )?won of", "HEAD won of", text)
+        text = re.sub(r"^\S+ (\(.*?\) )?won of", "HEAD won of", text)
         return NUMBER.sub("#", text.strip())
 
     shown = form(shown)

@@ -67,7 +67,7 @@ def get_config():
         data=DataConfig("npz:{data}"),
         heads=(HeadConfig("mlp", width=8, dropout=(0.0, 0.5)),),
         optimizer=OptimizerConfig("adamw", weight_decay=(0.01,)),
-        train=TrainConfig(batch_size=32, steps=4000, evaluations=40),
+        train=TrainConfig(batch_size=32, steps=2000, evaluations=20),
         checkpoint=CheckpointConfig(every_seconds=0.0),
     )
 """
@@ -161,8 +161,8 @@ def test_killed_at_random_and_resumed_equals_uninterrupted(
         status = None
         while status != 0:
             # Enough for some evaluations, or for not even the first checkpoint.
-            delay = rng.choice([0.0, 0.05, 0.4, 1.0]) * rng.random() if kills < 24 else 0
-            number = signal.SIGKILL if kills < 24 else 0
+            delay = rng.choice([0.05, 0.4, 1.0]) * rng.random()
+            number = signal.SIGKILL if kills < 20 else 0
             status, said = start(workdir, number=number, delay=delay)
             assert status in (0, -signal.SIGKILL), said
             kills += status != 0
@@ -176,8 +176,7 @@ def test_a_term_signal_saves_and_the_resumed_run_is_the_same(
     start, uninterrupted, tmp_path
 ):
     workdir = tmp_path / "run"
-    slow = "--config.checkpoint.every_seconds=0.0"
-    status, said = start(workdir, slow, number=signal.SIGTERM, delay=0.2)
+    status, said = start(workdir, number=signal.SIGTERM, delay=0.2)
     assert status == 128 + signal.SIGTERM, said
     assert "stopped by SIGTERM after step " in said
     assert f"--workdir={workdir} goes on from there" in said
@@ -191,7 +190,7 @@ def test_a_term_signal_saves_and_the_resumed_run_is_the_same(
 
 
 def test_other_numbers_of_devices_go_on_from_a_checkpoint(start, tmp_path):
-    flags = ("--config.optimizer.name=sgd", "--config.train.steps=1500")
+    flags = ("--config.optimizer.name=sgd", "--config.train.steps=200")
     results = []
     for number, devices in enumerate([1, 3, 8]):
         workdir = tmp_path / str(number)
@@ -262,11 +261,12 @@ def test_the_last_checkpoints_and_the_best_are_kept(uninterrupted):
     best = max(line["accuracy"] for line in evaluated)
     first = min(line["step"] for line in evaluated if line["accuracy"] == best)
     kept = {int(path.name) for path in (uninterrupted / "checkpoints").glob("[0-9]*")}
-    assert {3900, 4000} <= kept
+    assert {1900, 2000} <= kept
     assert len(kept) <= 3
     scores = [
         json.loads((uninterrupted / f"checkpoints/{step}/metrics/metrics").read_text())
         for step in kept
     ]
     assert max(score["score"] for score in scores) == pytest.approx(best, abs=1e-7)
-    assert first <= min(kept) or first in kept
+    # The one that was saved when the best was found.
+    assert first in kept

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from flaxhead.base import Array, Head, Tokens
 from flaxhead.heads.compose import map_values, preprocess
+
+_CHUNK = 4096
 
 
 def standardize(head: Head, mean: Array, std: Array) -> Head:
@@ -62,15 +66,29 @@ def statistics(x: Any, weights: Array) -> tuple[Array, Array]:
     """
     values = x.values if isinstance(x, Tokens) else x
     mask = x.mask if isinstance(x, Tokens) else jnp.ones(values.shape[:-1], bool)
-    row_weights = weights.reshape(weights.shape + (1,) * (mask.ndim - 1))
-    weight = jnp.where(mask, row_weights, 0).astype(jnp.float32)[..., None]
-    values = jnp.where(weight > 0, values.astype(jnp.float32), 0)
-    axes = tuple(range(mask.ndim))
+    weight = jnp.where(mask, weights.reshape(-1, *[1] * (mask.ndim - 1)), 0)
+    weight = weight.astype(jnp.float32)
+    rows, dim = len(values), values.shape[-1]
+    size = min(rows, _CHUNK)
     count = jnp.sum(weight)
 
-    def average(terms: Array) -> Array:
-        return jnp.sum(weight * terms, axis=axes) / jnp.where(count > 0, count, 1)
+    def average(function: Callable[[Array], Array]) -> Array:
+        """Of a function of the features, of which only a chunk is widened."""
 
-    mean = average(values)
-    mean = mean + average(values - mean)
-    return mean, jnp.sqrt(average((values - mean) ** 2))
+        def add(number: Array, total: Array) -> Array:
+            begin = number * size
+            # The last chunk is moved back into the rows; those it repeats weigh 0.
+            start = jnp.minimum(begin, rows - size)
+            part = lax.dynamic_slice_in_dim(values, start, size).reshape(-1, dim)
+            fresh = start + jnp.arange(size) >= begin
+            own = lax.dynamic_slice_in_dim(weight, start, size)
+            own = jnp.where(fresh.reshape(-1, *[1] * (own.ndim - 1)), own, 0).ravel()
+            part = jnp.where(own[:, None] > 0, part.astype(jnp.float32), 0)
+            return total + jnp.sum(own[:, None] * function(part), axis=0)
+
+        total = lax.fori_loop(0, -(-rows // size), add, jnp.zeros(dim))
+        return total / jnp.where(count > 0, count, 1)
+
+    mean = average(lambda features: features)
+    mean = mean + average(lambda features: features - mean)
+    return mean, jnp.sqrt(average(lambda features: (features - mean) ** 2))
