@@ -29,7 +29,7 @@ def get_config() -> Config:
         ),
         optimizer=OptimizerConfig(
             name="adamw",
-            learning_rate=(1e-3, 3e-3, 1e-2, 3e-2),
+            learning_rate=(3e-3, 1e-2, 3e-2, 1e-1),
             weight_decay=(0.1,),
             schedule="warmup_cosine",
         ),

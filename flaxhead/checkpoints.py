@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import orbax.checkpoint as ocp
@@ -15,7 +15,7 @@ from orbax.checkpoint.checkpoint_managers import (
 
 from flaxhead.base import PyTree
 
-Manager = ocp.CheckpointManager
+Manager: TypeAlias = ocp.CheckpointManager
 
 
 def open_folder(path: str | Path, *, keep: int) -> Manager:

@@ -233,6 +233,7 @@ def _differences(old: Any, new: Any, name: str) -> list[str]:
 
 def _compile(plan: _Plan) -> list[_Sweep]:
     train, val = to_batch(plan.data.train), to_batch(plan.data.val)
+    rows = parallel.place_rows(train, devices=plan.config.train.devices)
     weights = _class_weights(plan)
     names = _head_names(plan.config.heads)
     sweeps = []
@@ -244,6 +245,7 @@ def _compile(plan: _Plan) -> list[_Sweep]:
             devices=plan.config.train.devices,
             split=plan.config.train.split,
             with_logits=not METRICS[plan.metric].from_sums,
+            rows=rows,
         )
         sweeps.append(_Sweep(name, head, grid, problem, program))
     return sweeps

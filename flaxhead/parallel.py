@@ -126,12 +126,23 @@ def loss_slots(steps: int) -> np.ndarray:
     return np.arange(steps) * slots // steps
 
 
+def place_rows(rows: Batch, *, devices: int = 0) -> PyTree:
+    """Puts training rows on every device, once for all the sweeps that train on them.
+
+    Args:
+      rows: in host memory.
+      devices: as for `compile_sweep`.
+    """
+    return _Placement(_choose(devices), "batch", 1).everywhere(rows)
+
+
 def compile_sweep(
     problem: Problem,
     *,
     devices: int = 0,
     split: str = "batch",
     with_logits: bool = False,
+    rows: PyTree | None = None,
 ) -> Program:
     """Compiles a sweep for the devices of this machine, or of all processes.
 
@@ -141,6 +152,7 @@ def compile_sweep(
       split: `batch` shares each batch out over devices (data parallel: sums and counts
         are added over them), `candidates` shares the candidates out (no communication).
       with_logits: whether `evaluate` returns the logits too, for metrics that rank.
+      rows: `problem.train` as `place_rows` placed it; None: place it.
 
     Raises:
       ValueError: more devices are asked for than there are.
@@ -152,7 +164,8 @@ def compile_sweep(
     place = _Placement(chosen, split, candidates)
 
     shares = lanes if axis else 1
-    train_rows = place.everywhere((problem.train, problem.statistics))
+    rows = place.everywhere(problem.train) if rows is None else rows
+    train_rows = (rows, place.everywhere(problem.statistics))
     val_rows = place.shares(_in_chunks(problem, shares, place.each))
     settings = place.candidates((problem.hyperparameters, problem.seeds))
 

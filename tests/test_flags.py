@@ -95,7 +95,7 @@ def test_settings_are_json():
     ],
 )
 def test_anything_else_is_refused_in_one_sentence(flag, words):
-    with pytest.raises(ValueError, match=".") as caught:
+    with pytest.raises(ValueError, match=r".+") as caught:
         flags.override(Config(), [flag])
     message = str(caught.value)
     assert "\n" not in message
@@ -131,28 +131,32 @@ VALUES = st.one_of(
 )
 
 
+def overridden(flag):
+    """What comes of a flag: the settings and no message, or None and a message."""
+    try:
+        return flags.override(Config(), [flag]), ""
+    except ValueError as error:
+        return None, str(error)
+
+
 @settings(deadline=None)
 @given(flag=st.sampled_from(EVERY), value=VALUES)
 def test_no_value_of_any_field_is_more_than_an_error(flag, value):
     """It is taken, or a ValueError of one line: never anything else."""
-    try:
-        config = flags.override(Config(), [f"{flag}={value}"])
-    except ValueError as error:
-        # A value with a line break may be quoted as it came.
-        assert len(str(error).splitlines()) <= 1 + len(value.splitlines())
+    config, message = overridden(f"{flag}={value}")
+    # A value with a line break may be quoted as it came.
+    assert len(message.splitlines()) <= 1 + len(value.splitlines())
+    if config is None:
+        assert message
     else:
-        node = config
-        for name in flag.split(".")[1:]:
-            node = node[int(name)] if name.isdigit() else getattr(node, name)
         json.dumps(flags.to_dict(config), allow_nan=False)
 
 
+@settings(deadline=None)
 @given(flag=st.text(max_size=30).map("--config.".__add__) | st.text(max_size=30))
 def test_no_flag_is_more_than_an_error(flag):
-    try:
-        flags.override(Config(), [flag])
-    except ValueError as error:
-        assert str(error)
+    config, message = overridden(flag)
+    assert (config is None) == bool(message)
 
 
 def write(tmp_path, text):
@@ -183,7 +187,7 @@ def test_a_config_file_is_a_module(tmp_path):
 )
 def test_a_config_file_that_fails_is_one_sentence(tmp_path, text, words):
     path = write(tmp_path, text)
-    with pytest.raises(ValueError, match=".") as caught:
+    with pytest.raises(ValueError, match=r".+") as caught:
         flags.load(path)
     assert path in str(caught.value)
     for word in words:
