@@ -35,7 +35,7 @@ def folder(tmp_path_factory):
     for name, metric, steps in [
         ("short", "accuracy", 60),
         ("ranked", "auroc", 60),
-        ("long", "accuracy", 4000),
+        ("long", "accuracy", 600),
     ]:
         text = CONFIG.format(data=folder / "data", metric=metric, steps=steps)
         (folder / f"{name}.py").write_text(text)

@@ -41,8 +41,10 @@ def display(stream: TextIO | None = None) -> Display:
             begun.append((now, done))
         since, first = begun[0]
         rate = (done - first) / (now - since) if now > since else 0.0
-        left = f"{(total - done) / rate:.0f} s left" if rate else "..."
-        told = f"{done}/{total} steps  {rate:,.0f} steps/s  {left}  {best}"
+        pace = ""
+        if rate:
+            pace = f"{rate:,.0f} steps/s  {(total - done) / rate:.0f} s left  "
+        told = f"{done}/{total} steps  {pace}{best}"
         if terminal:
             filled = 24 * done // total
             bar = "█" * filled + "·" * (24 - filled)
