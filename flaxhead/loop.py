@@ -188,7 +188,7 @@ def _claim(workdir: Path, config: Config, data: Dataset) -> None:
         try:
             theirs = json.loads(path.read_text())
             changed = [
-                *_differences(theirs["config"], mine["config"], "config"),
+                *_differences(_told(theirs["config"]), _told(mine["config"]), "config"),
                 *_differences(theirs["data"], mine["data"], "data"),
             ]
         except (ValueError, KeyError, TypeError) as error:
@@ -215,6 +215,14 @@ def _claim(workdir: Path, config: Config, data: Dataset) -> None:
         workdir.mkdir(parents=True, exist_ok=True)
         _write(path, mine)
     _meet("the first one has written")
+
+
+def _told(config: dict[str, Any]) -> dict[str, Any]:
+    """The settings that say what a run is, and not where and how safely it runs."""
+    where = ("devices", "split")
+    train = {name: one for name, one in config["train"].items() if name not in where}
+    rest = {name: one for name, one in config.items() if name != "checkpoint"}
+    return {**rest, "train": train}
 
 
 def _differences(old: Any, new: Any, name: str) -> list[str]:
@@ -403,7 +411,9 @@ def _train(
                 progresses[number] = sweep.program.train(
                     progresses[number], step, chunk
                 )
-        jax.block_until_ready([progress.diverged_at for progress in progresses])
+                # One at a time: collectives of programs in flight together can starve
+                # one another where devices share a host's threads.
+                jax.block_until_ready(progresses[number].diverged_at)
         pace = chunk / max(time.monotonic() - clock, 1e-6)
         step += chunk
         if step == boundary:

@@ -367,8 +367,8 @@ def _in_chunks(problem: Problem, shares: int, candidates: int) -> Batch:
     """The validation rows as `[shares, chunks, rows, ...]`, padded with weight 0."""
     val = problem.val
     count = val.labels.shape[0]
-    classes = val.labels.shape[1] if val.labels.ndim == 2 else 0
-    classes = max(classes, int(np.max(problem.train.labels, initial=0)) + 1)
+    many = val.labels.ndim == 2
+    classes = val.labels.shape[1] if many else int(problem.train.labels.max()) + 1
     share = -(-count // shares)
     rows = min(share, max(1, _LOGITS_AT_ONCE // (classes * candidates)))
     chunks = -(-share // rows)

@@ -82,7 +82,7 @@ def named(values: Any, names: tuple[str, ...] | None, where: str) -> Named:
     if values.dtype.kind in "OT":
         values = _plain(values, where)
     if values.dtype.kind in "SU":
-        return _text(values)
+        return _text(values, where)
     if values.dtype.kind not in "biuf":
         raise ValueError(
             f"{where}: labels have type {values.dtype}, expected integers or text"
@@ -106,9 +106,15 @@ def _plain(values: np.ndarray, where: str) -> np.ndarray:
     )
 
 
-def _text(values: np.ndarray) -> Named:
+def _text(values: np.ndarray, where: str) -> Named:
     if values.dtype.kind == "S":
-        values = np.char.decode(values, "utf-8")
+        try:
+            values = np.char.decode(values, "utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(
+                f"{where}: labels are bytes that are not UTF-8 ({error}); save them as "
+                "text"
+            ) from error
     present = values != ""
     names, positions = np.unique(values[present], return_inverse=True)
     codes = np.full(len(values), UNLABELLED, np.int32)

@@ -156,13 +156,13 @@ def _line(history: dict[str, Any], name: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _color_scale(histories: Sequence[dict[str, Any]]) -> Any:
-    """Learning rate -> colour on a log scale; None if there is only one."""
+    """Learning rate -> colour on a log scale; None where there is none."""
     from matplotlib import colormaps
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import ListedColormap, LogNorm
 
     rates = [history["learning_rate"] for history in histories]
-    if min(rates) == max(rates):
+    if not 0 < min(rates) < max(rates):  # A rate of 0 has no logarithm.
         return None
     # Without its last, pale fifth, which white paper swallows.
     colors = ListedColormap(colormaps["viridis"](np.linspace(0, 0.82, 256)))
