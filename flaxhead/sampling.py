@@ -33,9 +33,8 @@ def batch_rows(key: Array, first: Array, *, rows: int, positions: Array) -> Arra
     >>> sorted(order.tolist())
     [0, 1, 2, 3, 4, 5, 6]
     """
-    if (
-        isinstance(rows, int) and rows == 1
-    ):  # XLA's CPU compiler fails on a remainder by a constant 1.
+    if isinstance(rows, int) and rows == 1:
+        # XLA's CPU compiler fails on a remainder by a constant 1.
         return jnp.zeros(positions.shape, jnp.int32)
     position = first + positions.astype(jnp.uint32)
     epoch, position = position // jnp.uint32(rows), position % jnp.uint32(rows)

@@ -250,5 +250,5 @@ def test_sections_are_all_known():
 
 @pytest.mark.parametrize(("section", "field"), FIELDS)
 def test_every_setting_is_read(section, field):
-    names = {field, "*" + field[field.find("_") :]}
+    names = {field, f"*_{field.rpartition('_')[2]}"}
     assert {(called, name) for called in CALLED[section] for name in names} & reads()
