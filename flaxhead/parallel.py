@@ -289,6 +289,12 @@ def _train(
     state = jax.tree.map(
         lambda leaf, axis: jnp.moveaxis(leaf, 0, axis), progress.state, axes
     )
+    vmapped: Any = axes
+    one_seed = len(set(problem.seeds.tolist())) == 1
+    if one_seed:
+        # Candidates of one seed have one noise, drawn once for all of them.
+        state = state._replace(step=state.step[0], key=state.key[0])
+        vmapped = axes._replace(step=None, key=None)
 
     def body(done: Array, carry: tuple[State, Array, Array]):
         state, losses, diverged_at = carry
@@ -299,7 +305,7 @@ def _train(
             learner = problem.make_learner(hyperparameters, statistics, axis)
             return learner.step(state, rows)
 
-        state, info = jax.vmap(advance, in_axes=(axes, 0), out_axes=(axes, 0))(
+        state, info = jax.vmap(advance, in_axes=(vmapped, 0), out_axes=(vmapped, 0))(
             state, hyperparameters
         )
         fails = (diverged_at < 0) & ~jnp.isfinite(info.loss)
@@ -316,6 +322,12 @@ def _train(
     state, losses, diverged_at = jax.lax.fori_loop(
         0, steps, body, (state, progress.losses, progress.diverged_at)
     )
+    if one_seed:
+        candidates = progress.diverged_at.shape
+        state = state._replace(
+            step=jnp.broadcast_to(state.step, candidates),
+            key=jnp.broadcast_to(state.key, candidates),
+        )
     state = jax.tree.map(lambda leaf, axis: jnp.moveaxis(leaf, axis, 0), state, axes)
     return progress._replace(state=state, losses=losses, diverged_at=diverged_at)
 
