@@ -449,3 +449,20 @@ def test_loss_slots_share_steps_out_evenly():
         assert len(slots) == steps
         assert len(counts) == min(steps, 256)
         assert counts.max() - counts.min() <= 1
+
+
+def test_a_seed_of_ones_own_and_a_shared_one_draw_the_same_noise():
+    """Of one seed the noise is drawn once for all, of several for each candidate."""
+    shared = problem(HEADS["mlp"], steps=12)
+    others = shared.seeds.copy()
+    others[-1] += 1
+    both = [
+        parallel.compile_sweep(one, devices=1)
+        for one in (shared, shared._replace(seeds=others))
+    ]
+    left, right = (program.to_host(trained(program, [12])) for program in both)
+    for one, other in zip(
+        jax.tree.leaves(left.state), jax.tree.leaves(right.state), strict=True
+    ):
+        np.testing.assert_allclose(one[:-1], other[:-1], rtol=1e-4, atol=1e-6)
+    assert not np.allclose(left.losses[-1], right.losses[-1], rtol=1e-3)
