@@ -6,8 +6,8 @@ Both train on the same rows, choose on the same validation rows and are scored o
 same test rows: flaxhead by validation NLL, as the config says, and LogisticRegression
 over C by validation accuracy. `best C on test` is the C that a look at the test rows
 would have chosen, and `refit` the chosen C trained on training and validation rows
-together. The embeddings come from the folder that FLAXHEAD_DATA names, or
-`../shared/data` beside the checkout.
+together. The embeddings are `NAME/train.npz` and so on in the folder that FLAXHEAD_DATA
+names (default: data).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from flaxhead import Config, Dataset, flags, run
 from flaxhead.data import load
 
 ROOT = Path(__file__).resolve().parents[1]
-DATA = Path(os.environ.get("FLAXHEAD_DATA") or ROOT.parent / "shared" / "data")
+DATA = Path(os.environ.get("FLAXHEAD_DATA", "data"))
 SETS = ("banking77", "sst2", "cifar10")
 STRENGTHS = (0.01, 0.1, 1.0, 10.0, 100.0, 1000.0)
 COLUMNS = (

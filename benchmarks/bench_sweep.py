@@ -4,9 +4,10 @@
 
 The peak and every program are timed in turn, round by round, in one process; what is
 quoted is the median over rounds of each ratio. The embeddings are banking77's
-(10,003 x 384, 77 classes), from the folder that FLAXHEAD_DATA names or `../shared/data`
-beside the checkout; without them, random numbers of the same shape (the time is the
-same). Needs the extra `bench` for --torch.
+(10,003 x 384, 77 classes), `banking77/train.npz` in the folder that FLAXHEAD_DATA names
+(default: data); without them, random numbers of the same shape, which take the same
+time. "Products alone" is what the two products of a step take without anything between
+them. Needs the extra `bench` for --torch.
 """
 
 from __future__ import annotations
@@ -27,10 +28,7 @@ from flaxhead.base import Batch
 from flaxhead.config import Config
 
 BATCH, EPOCHS = 256, 10
-DATA = Path(
-    os.environ.get("FLAXHEAD_DATA")
-    or Path(__file__).resolve().parents[2] / "shared" / "data"
-)
+DATA = Path(os.environ.get("FLAXHEAD_DATA", "data"))
 
 
 def load() -> tuple[np.ndarray, np.ndarray]:
@@ -110,6 +108,26 @@ def sweep_program(
     return run, flops, steps
 
 
+def products_program(
+    x: np.ndarray, y: np.ndarray, candidates: int
+) -> tuple[Callable[[], object], float, int]:
+    """The two matrix products of every step, and nothing else."""
+    classes, steps = int(y.max()) + 1, EPOCHS * -(-len(x) // BATCH)
+    rows = jnp.asarray(x[:BATCH])
+    kernels = jnp.zeros((x.shape[1], candidates * classes))
+
+    @jax.jit
+    def run(rows, kernels):
+        def step(_, kernels):
+            columns = jax.lax.optimization_barrier(rows.T)
+            return columns @ (rows @ kernels)
+
+        return jax.lax.fori_loop(0, steps, step, kernels)
+
+    flops = 2 * 2.0 * BATCH * x.shape[1] * classes * candidates * steps
+    return lambda: jax.block_until_ready(run(rows, kernels)), flops, steps
+
+
 def torch_program(
     x: np.ndarray, y: np.ndarray, candidates: int
 ) -> tuple[Callable[[], object], float, int]:
@@ -150,6 +168,8 @@ def main() -> None:
     options = parser.parse_args()
     x, y = load()
     programs = {f"{n} heads": sweep_program(x, y, n) for n in options.heads}
+    for n in options.heads:
+        programs[f"{n} heads, products alone"] = products_program(x, y, n)
     if options.torch:
         programs["32 heads, PyTorch"] = torch_program(x, y, 32)
     peak, peak_flops = peak_program()
