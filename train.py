@@ -1,4 +1,4 @@
-"""Trains, selects, evaluates and ships a classification head on embeddings.
+r"""Trains, selects, evaluates and ships a classification head on embeddings.
 
     python train.py
     python train.py --config=configs/linear_probe.py --config.data.source=npz:DIR \
@@ -39,13 +39,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--workdir",
         metavar="RUN",
-        help="the folder of the run (default: a new one in runs/)",
+        help="the run's folder (default: a new one in runs/)",
     )
     parser.add_argument(
         "--multihost",
         action="store_true",
-        help="join the job's other processes, which JAX_COORDINATOR_ADDRESS, "
-        "JAX_NUM_PROCESSES and JAX_PROCESS_ID name where JAX can't detect them",
+        help="join the job's other processes (README.md says how they are found)",
     )
     options, rest = parser.parse_known_args(arguments)
     with cli.errors():
@@ -53,7 +52,8 @@ def main(arguments: list[str] | None = None) -> int:
         if options.multihost:
             _join(options.workdir)
         cli.cache_compilations()
-        workdir = options.workdir or _new_folder(Path(options.config).stem)
+        fresh = options.workdir is None
+        workdir = _new_folder(Path(options.config).stem) if fresh else options.workdir
         first = jax.process_index() == 0
         result = loop.run(config, workdir, display=display() if first else None)
         if first:

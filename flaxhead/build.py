@@ -157,8 +157,13 @@ def make_head(
             learn_scale=head.learn_scale,
             dropout=dropout,
         )
-    else:
+    elif head.name == "linear":
         made = heads.linear(classes, zero_init=head.zero_init, dropout=dropout)
+    else:
+        raise ValueError(
+            f"heads.name is {head.name!r}, which has no settings here; expected one of "
+            "linear, mlp, cosine (train a head of your own with flaxhead.fit)"
+        )
     if head.normalization == "standardize":
         made = heads.standardize(made, *statistics)
     elif head.normalization == "l2":

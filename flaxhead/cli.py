@@ -55,6 +55,11 @@ def _predict(options: argparse.Namespace) -> None:
     output = Path(options.output)
     if not output.absolute().parent.is_dir():
         raise ValueError(f"--output={output}: its folder does not exist; make it first")
+    if output.is_dir() or output.resolve() == Path(options.input).resolve():
+        raise ValueError(
+            f"--output={output} is {'a folder' if output.is_dir() else 'the input'}; "
+            "name a file of its own, such as predictions.csv"
+        )
     head = bundle.load(options.head)
     data = load_inputs(options.input)
     x = to_batch(data).x
@@ -114,9 +119,15 @@ def errors() -> Iterator[None]:
     except Interrupted as error:
         print(error, file=sys.stderr)
         raise SystemExit(128 + error.signal) from None
+    except KeyboardInterrupt:
+        print("stopped before there was anything to save", file=sys.stderr)
+        raise SystemExit(130) from None
     except (ValueError, OSError) as error:
+        told = str(error)
+        if isinstance(error, OSError) and error.filename:
+            told = f"{error.filename} can't be used: {error.strerror}"
         # Messages of libraries may have several lines.
-        print(f"error: {' '.join(str(error).splitlines())}", file=sys.stderr)
+        print(f"error: {' '.join(told.splitlines())}", file=sys.stderr)
         raise SystemExit(2) from None
 
 

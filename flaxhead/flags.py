@@ -23,6 +23,9 @@ from flaxhead.config import Config
 _LARGEST = 10**300  # whole numbers below it are floats too
 
 
+_FLAGS = ("--config", "--workdir", "--multihost", "--help")
+
+
 def load(path: str) -> Config:
     """Reads a config file: a Python module with `get_config() -> Config`.
 
@@ -71,9 +74,11 @@ def override(config: Config, flags: Sequence[str]) -> Config:
     for flag in flags:
         name, equals, text = flag.removeprefix("--config.").partition("=")
         if not flag.startswith("--config.") or not equals:
+            near = difflib.get_close_matches(flag.partition("=")[0], _FLAGS, 1, 0.7)
             raise ValueError(
-                f"{flag}: expected --config.FIELD=VALUE, such as "
-                "--config.train.batch_size=64"
+                f"{flag}: "
+                + (f"did you mean {near[0]}? " if near else "")
+                + "expected --config.FIELD=VALUE, such as --config.train.batch_size=64"
             )
         config = _replace(config, name.split("."), text, flag)
     check(config)

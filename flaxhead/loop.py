@@ -74,6 +74,7 @@ class _Plan(NamedTuple):
     batch_size: int
     steps: int
     evaluate_at: tuple[int, ...]
+    class_weights: np.ndarray | None
 
 
 def run(
@@ -108,6 +109,8 @@ def run(
     ['candidates', 'data', 'selected']
     """
     began = time.perf_counter()
+    if not str(workdir):
+        raise ValueError("workdir is empty; name the folder of the run")
     display = display or quiet()
     build.check(config)
     data = load(config.data) if data is None else data
@@ -173,7 +176,9 @@ def _plan(config: Config, data: Dataset) -> _Plan:
             )
     count = min(config.train.evaluations, steps)
     evaluate_at = tuple(steps * (i + 1) // count for i in range(count))
-    return _Plan(config, data, output, metric, batch_size, steps, evaluate_at)
+    parallel.choose_devices(config.train.devices)  # Refuses too many.
+    weights = _class_weights(config.loss.class_weights, data)
+    return _Plan(config, data, output, metric, batch_size, steps, evaluate_at, weights)
 
 
 def _claim(workdir: Path, config: Config, data: Dataset) -> None:
@@ -212,8 +217,14 @@ def _claim(workdir: Path, config: Config, data: Dataset) -> None:
         )
     _meet("all processes have looked")
     if jax.process_index() == 0:
-        workdir.mkdir(parents=True, exist_ok=True)
-        _write(path, mine)
+        try:
+            workdir.mkdir(parents=True, exist_ok=True)
+            _write(path, mine)
+        except OSError as error:
+            raise ValueError(
+                f"the folder {workdir} can't be made or written to ({error.strerror}); "
+                "use another --workdir"
+            ) from error
     _meet("the first one has written")
 
 
@@ -242,12 +253,11 @@ def _differences(old: Any, new: Any, name: str) -> list[str]:
 def _compile(plan: _Plan) -> list[_Sweep]:
     train, val = to_batch(plan.data.train), to_batch(plan.data.val)
     rows = parallel.place_rows(train, devices=plan.config.train.devices)
-    weights = _class_weights(plan)
     names = _head_names(plan.config.heads)
     sweeps = []
     for name, head in zip(names, plan.config.heads, strict=True):
         grid = build.grid(plan.config, head, plan.batch_size)
-        problem = _problem(plan, head, grid, train, val, weights)
+        problem = _problem(plan, head, grid, train, val)
         program = parallel.compile_sweep(
             problem,
             devices=plan.config.train.devices,
@@ -265,7 +275,6 @@ def _problem(
     grid: list[dict[str, float]],
     train: Batch,
     val: Batch,
-    class_weights: np.ndarray | None,
 ) -> parallel.Problem:
     config, data = plan.config, plan.data
     classes = len(data.class_names)
@@ -277,7 +286,7 @@ def _problem(
             task=data.task,
             classes=classes,
             steps=plan.steps,
-            class_weights=class_weights,
+            class_weights=plan.class_weights,
             hyperparameters=hyperparameters,
             statistics=statistics,
             axis=axis,
@@ -320,8 +329,7 @@ def _statistics(train: Batch) -> tuple[np.ndarray, np.ndarray]:
     return np.asarray(mean), np.asarray(std)
 
 
-def _class_weights(plan: _Plan) -> np.ndarray | None:
-    asked, data = plan.config.loss.class_weights, plan.data
+def _class_weights(asked: str | dict[str, float], data: Dataset) -> np.ndarray | None:
     if asked == "none":
         return None
     names = data.class_names
@@ -426,7 +434,7 @@ def _train(
                     running[number] = _running(plan, sweep, progresses[number], step)
                 first += len(sweep.grid)
             best = _best(plan, sweeps, progresses)
-        display.step(step, plan.steps, f"best {plan.metric} {_shown(plan, best)}")
+        display.step(step, plan.steps, _shown(plan, best))
         last = step == plan.steps or not any(running)
         due = time.monotonic() - saved_at >= settings.every_seconds
         pace, due, stop = _agreed(pace, due, stopped[0] if stopped else 0)
@@ -533,8 +541,9 @@ def _best(plan: _Plan, sweeps: list[_Sweep], progresses: list[Any]) -> float:
 
 def _shown(plan: _Plan, score: float) -> str:
     if score <= np.finfo(np.float32).min:
-        return "..."
-    return f"{score if METRICS[plan.metric].greater_is_better else -score:.4f}"
+        return ""
+    shown = score if METRICS[plan.metric].greater_is_better else -score
+    return f"best {plan.metric} {shown:.4f}"
 
 
 class _Log:

@@ -133,7 +133,7 @@ def place_rows(rows: Batch, *, devices: int = 0) -> PyTree:
       rows: in host memory.
       devices: as for `compile_sweep`.
     """
-    return _Placement(_choose(devices), "batch", 1).everywhere(rows)
+    return _Placement(choose_devices(devices), "batch", 1).everywhere(rows)
 
 
 def compile_sweep(
@@ -157,7 +157,7 @@ def compile_sweep(
     Raises:
       ValueError: more devices are asked for than there are.
     """
-    chosen = _choose(devices)
+    chosen = choose_devices(devices)
     lanes = len(chosen)
     axis = AXIS if lanes > 1 and split == "batch" else None
     candidates = len(problem.seeds)
@@ -396,7 +396,12 @@ def _in_chunks(problem: Problem, shares: int, candidates: int) -> Batch:
     return padded._replace(weights=weights.reshape(shares, chunks, rows))
 
 
-def _choose(devices: int) -> list[Any]:
+def choose_devices(devices: int) -> list[Any]:
+    """Returns the devices of a run: so many local ones, or with 0 all there are.
+
+    Raises:
+      ValueError: more are asked for than there are.
+    """
     local = jax.local_devices()
     if devices > len(local):
         raise ValueError(

@@ -379,3 +379,54 @@ def test_the_summary_tells_what_won(trained):
     assert text.startswith("linear won of 1 by validation accuracy ")
     assert f"{result['test']['accuracy']:.4f}" in text
     assert "somewhere/head" in text
+
+
+def test_predictions_never_replace_what_they_are_made_from(trained, capsys, tmp_path):
+    path = tmp_path / "new.npz"
+    np.savez(path, embeddings=np.ones((2, 5), np.float32))
+    before = path.read_bytes()
+    command = ["predict", "--head", str(trained / "run" / "head"), "--input", str(path)]
+    assert "is the input" in refused(
+        cli.main, [*command, "--output", str(path)], capsys
+    )
+    assert "is a folder" in refused(
+        cli.main, [*command, "--output", str(tmp_path)], capsys
+    )
+    assert path.read_bytes() == before
+    assert [one.name for one in tmp_path.iterdir()] == ["new.npz"]
+
+
+@pytest.mark.parametrize(
+    ("flag", "sentence"),
+    [
+        ("--config.train.devices=99", "this machine has"),
+        ("--config.loss.class_weights={'zz':2}", "names 'zz'"),
+    ],
+)
+def test_a_refused_run_leaves_its_folder_to_the_corrected_one(
+    trained, capsys, tmp_path, flag, sentence
+):
+    workdir = tmp_path / "run"
+    source = f"--config.data.source=npz:{trained / 'data'}"
+    arguments = [source, flag, f"--workdir={workdir}"]
+    assert sentence in refused(train.main, arguments, capsys)
+    assert not workdir.exists()
+
+
+def test_an_empty_workdir_is_refused(trained, capsys):
+    source = f"--config.data.source=npz:{trained / 'data'}"
+    assert "workdir is empty" in refused(train.main, [source, "--workdir="], capsys)
+
+
+def test_an_interruption_before_anything_was_saved_is_one_line(capsys):
+    with pytest.raises(SystemExit) as stop, cli.errors():
+        raise KeyboardInterrupt
+    assert stop.value.code == 130
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_head_without_settings_is_not_another_one(monkeypatch):
+    monkeypatch.setitem(flaxhead.HEADS, "mine", flaxhead.linear)
+    config = flaxhead.HeadConfig("mine")
+    with pytest.raises(ValueError, match="'mine'"):
+        flaxhead.build.make_head(config, classes=2, statistics=())
