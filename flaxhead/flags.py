@@ -85,11 +85,6 @@ def override(config: Config, flags: Sequence[str]) -> Config:
     return config
 
 
-def to_dict(config: Config) -> dict[str, Any]:
-    """Returns the settings as plain dicts and lists, for JSON."""
-    return dataclasses.asdict(config)
-
-
 def _replace(node: Any, path: list[str], text: str, flag: str) -> Any:
     name, rest = path[0], path[1:]
     if isinstance(node, tuple):

@@ -30,8 +30,8 @@ from flaxhead import Config, HeadConfig, flags
     ],
 )
 def test_a_flag_sets_its_field_and_nothing_else(flag, path, value):
-    changed = flags.to_dict(flags.override(Config(), [f"--config.{flag}"]))
-    expected = flags.to_dict(Config())
+    changed = dataclasses.asdict(flags.override(Config(), [f"--config.{flag}"]))
+    expected = dataclasses.asdict(Config())
     node = expected
     for name in path[:-1]:
         node = node[name]
@@ -50,7 +50,7 @@ def test_the_last_flag_wins():
 
 
 def test_settings_are_json():
-    assert json.loads(json.dumps(flags.to_dict(Config())))["train"]["seeds"] == [0]
+    assert json.loads(json.dumps(dataclasses.asdict(Config())))["train"]["seeds"] == [0]
 
 
 @pytest.mark.parametrize(
@@ -149,7 +149,7 @@ def test_no_value_of_any_field_is_more_than_an_error(flag, value):
     if config is None:
         assert message
     else:
-        json.dumps(flags.to_dict(config), allow_nan=False)
+        json.dumps(dataclasses.asdict(config), allow_nan=False)
 
 
 @settings(deadline=None)
