@@ -259,10 +259,12 @@ def _within(name: str, values: tuple[float, ...], low: float, high: float) -> No
 
 
 def _at_least(name: str, value: float, low: float) -> None:
-    if not value >= low or not np.isfinite(value):
+    if not low <= value < np.inf:
         raise ValueError(f"{name} is {value}; expected a number of at least {low}")
+    if isinstance(value, int) and value >= 2**31:
+        raise ValueError(f"{name} is {value}; expected a number below {2**31}")
 
 
 def _above(name: str, value: float, low: float) -> None:
-    if not value > low or not np.isfinite(value):
+    if not low < value < np.inf:
         raise ValueError(f"{name} is {value}; expected a number above {low}")

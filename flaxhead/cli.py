@@ -19,7 +19,7 @@ import numpy as np
 
 from flaxhead import bundle
 from flaxhead.data import load_inputs, load_split
-from flaxhead.loop import Interrupted, to_batch
+from flaxhead.loop import Interrupted, to_batch, write_text
 from flaxhead.metrics import evaluate
 
 
@@ -80,9 +80,7 @@ def _predict(options: argparse.Namespace) -> None:
             prediction, confidence = names[row.argmax()], float(row.max())
         each = [f"{value:.6g}" for value in row] if options.probabilities else []
         writer.writerow([row_id, prediction, f"{confidence:.6g}", *each])
-    new = output.with_name(f".{output.name}.new")
-    new.write_text(text.getvalue())
-    os.replace(new, output)
+    write_text(output, text.getvalue())
 
 
 def _evaluate(options: argparse.Namespace) -> None:

@@ -21,8 +21,6 @@ from flaxhead.build import check
 from flaxhead.config import Config
 
 _LARGEST = 10**300  # whole numbers below it are floats too
-
-
 _FLAGS = ("--config", "--workdir", "--multihost", "--help")
 
 

@@ -62,6 +62,7 @@ class _Sweep(NamedTuple):
     grid: list[dict[str, float]]
     problem: parallel.Problem
     program: parallel.Program
+    statistics: tuple[np.ndarray, np.ndarray]
 
 
 class _Plan(NamedTuple):
@@ -254,10 +255,12 @@ def _compile(plan: _Plan) -> list[_Sweep]:
     train, val = to_batch(plan.data.train), to_batch(plan.data.val)
     rows = parallel.place_rows(train, devices=plan.config.train.devices)
     names = _head_names(plan.config.heads)
+    mean, std = heads.statistics(train.x, train.weights)
+    statistics = np.asarray(mean), np.asarray(std)
     sweeps = []
     for name, head in zip(names, plan.config.heads, strict=True):
         grid = build.grid(plan.config, head, plan.batch_size)
-        problem = _problem(plan, head, grid, train, val)
+        problem = _problem(plan, head, grid, train, val, statistics)
         program = parallel.compile_sweep(
             problem,
             devices=plan.config.train.devices,
@@ -265,7 +268,7 @@ def _compile(plan: _Plan) -> list[_Sweep]:
             with_logits=not METRICS[plan.metric].from_sums,
             rows=rows,
         )
-        sweeps.append(_Sweep(name, head, grid, problem, program))
+        sweeps.append(_Sweep(name, head, grid, problem, program, statistics))
     return sweeps
 
 
@@ -275,6 +278,7 @@ def _problem(
     grid: list[dict[str, float]],
     train: Batch,
     val: Batch,
+    statistics: tuple[np.ndarray, np.ndarray],
 ) -> parallel.Problem:
     config, data = plan.config, plan.data
     classes = len(data.class_names)
@@ -302,7 +306,7 @@ def _problem(
         output=plan.output,
         train=train,
         val=val,
-        statistics=_statistics(train) if standardized else (),
+        statistics=statistics if standardized else (),
         hyperparameters=build.swept(grid),
         seeds=np.array([one["seed"] for one in grid], np.uint32),
         order_seed=config.data.seed,
@@ -322,11 +326,6 @@ def to_batch(data: Embeddings) -> Batch:
 def _any(*arrays: Any) -> tuple[Any, ...]:
     """NumPy arrays where those of JAX are asked for."""
     return arrays
-
-
-def _statistics(train: Batch) -> tuple[np.ndarray, np.ndarray]:
-    mean, std = heads.statistics(train.x, train.weights)
-    return np.asarray(mean), np.asarray(std)
 
 
 def _class_weights(asked: str | dict[str, float], data: Dataset) -> np.ndarray | None:
@@ -557,7 +556,7 @@ class _Log:
         """Drops the lines that the steps to come will write again."""
         if self.mine:
             kept = [line for line in self.read() if line["step"] <= step]
-            _write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
+            write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
 
     def write(self, lines: Iterator[dict[str, Any]]) -> None:
         if self.mine:
@@ -646,7 +645,7 @@ def _bundle(
             return bundle.Bundle(
                 config=sweep.head,
                 params=_candidate(progress.best_params, index),
-                statistics=sweep.problem.statistics or _statistics(train),
+                statistics=sweep.statistics,
                 class_names=plan.data.class_names,
                 task=plan.data.task,
                 output=plan.output,
@@ -763,11 +762,11 @@ def _number(value: Any) -> float | None:
 
 
 def _write(path: Path, content: Any) -> None:
-    _write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+    write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
-def _write_text(path: Path, text: str) -> None:
-    """Whole or not at all."""
+def write_text(path: Path, text: str) -> None:
+    """Writes a file whole or not at all."""
     new = _part(path)
     new.write_text(text)
     os.replace(new, path)

@@ -29,8 +29,8 @@ from flaxhead.metrics import Output, ScoreSums, score_sums
 from flaxhead.sampling import batch_rows
 
 AXIS = "devices"
-# The pass cuts each short sum of a softmax into a tree of windows: a quarter of the
-# time of a step on a CPU, for digits that a sum over a batch doesn't need.
+# The pass cuts each short sum of a softmax into a tree of windows, for digits that the
+# sum over a batch doesn't need: 0.8 instead of 0.5 ms for 32 heads on a CPU.
 _TRAIN_OPTIONS = {"xla_disable_hlo_passes": "tree_reduction_rewriter"}
 _LOSS_SLOTS = 256
 _LOGITS_AT_ONCE = 2**23

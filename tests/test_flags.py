@@ -4,7 +4,7 @@ import dataclasses
 import json
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from flaxhead import Config, HeadConfig, flags
@@ -140,6 +140,8 @@ def overridden(flag):
 
 
 @settings(deadline=None)
+@example(flag="--config.train.devices", value="18446744073709551616")
+@example(flag="--config.train.patience", value="1" + 400 * "0")
 @given(flag=st.sampled_from(EVERY), value=VALUES)
 def test_no_value_of_any_field_is_more_than_an_error(flag, value):
     """It is taken, or a ValueError of one line: never anything else."""
