@@ -200,7 +200,7 @@ def test_noise_belongs_to_candidate_step_and_row(devices, split):
 
     expected = np.zeros((3, steps))
     for candidate in range(3):
-        _, key = jax.random.split(jax.random.key(candidate))
+        _, key = jax.random.split(jax.random.fold_in(jax.random.key(candidate), 2**31))
         for step in range(steps):
             index = np.asarray(
                 batch_rows(
