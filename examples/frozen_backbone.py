@@ -30,7 +30,7 @@ rows = fh.Batch(x, jnp.asarray(labels), jnp.ones(len(x)), jnp.arange(len(x)))
 head = fh.standardize(fh.linear(10), *fh.statistics(x, rows.weights))
 objective = fh.supervised(head, fh.softmax_cross_entropy)
 learner = fh.learner(head, objective, optax.adam(0.03))
-fit = jax.jit(fh.fit(lambda _: learner, steps=300, batch_size=256))
+fit = jax.jit(fh.train(lambda _: learner, steps=300, batch_size=256))
 params = fit(rows, rows.weights, {}, jax.random.key(1))
 assert sum(embedded) == len(images)  # Once a row; 300 steps never called it.
 right = fh.attach(backbone, head).apply(params, images).argmax(-1) == labels

@@ -18,7 +18,7 @@ def objective(head: fh.Head) -> fh.Objective:
 def train(head: fh.Head, weights: jax.Array):
     """Trains a head on the rows that weigh something."""
     learner = fh.learner(head, objective(head), optax.adam(1e-2))
-    fit = jax.jit(fh.fit(lambda _: learner, steps=150, batch_size=256))
+    fit = jax.jit(fh.train(lambda _: learner, steps=150, batch_size=256))
     return fit(rows, weights, {}, jax.random.key(0))
 
 

@@ -29,7 +29,7 @@ weights = jnp.where(jnp.arange(len(x)) % 4 == 0, 0.0, 1.0)
 head = fh.standardize(fh.from_linen(Gated()), *fh.statistics(x, weights))
 loss = fh.label_smoothing(fh.softmax_cross_entropy, 0.1)
 learner = fh.learner(head, fh.supervised(head, loss), optax.adamw(1e-2))
-fit = jax.jit(fh.fit(lambda _: learner, steps=200, batch_size=64))
+fit = jax.jit(fh.train(lambda _: learner, steps=200, batch_size=64))
 params = fit(rows, weights, {}, jax.random.key(0))
 
 right = head.apply(params, x).argmax(-1) == rows.labels

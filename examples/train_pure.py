@@ -25,7 +25,7 @@ def make_learner(hyperparameters: dict[str, jax.Array]) -> fh.Learner:
     return fh.learner(head, objective, optax.adam(hyperparameters["learning_rate"]))
 
 
-fit = jax.jit(fh.sweep(fh.fit(make_learner, steps=300, batch_size=256)))
+fit = jax.jit(fh.sweep(fh.train(make_learner, steps=300, batch_size=256)))
 rates = jnp.array([1e-4, 1e-3, 1e-2, 1e-1])
 params = fit(rows, weights, {"learning_rate": rates}, jax.random.key(0))
 

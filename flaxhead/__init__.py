@@ -17,8 +17,10 @@ from flaxhead.base import (
 )
 from flaxhead.bundle import LoadedHead, load
 from flaxhead.config import (
+    LADDER,
     CheckpointConfig,
     Config,
+    CurveConfig,
     DataConfig,
     HeadConfig,
     LossConfig,
@@ -27,7 +29,8 @@ from flaxhead.config import (
     TrainConfig,
 )
 from flaxhead.data import Dataset, Embeddings, arrays
-from flaxhead.fit import fit, seeds, sweep
+from flaxhead.entry import fit
+from flaxhead.fit import cross_fit, seeds, sweep, train
 from flaxhead.heads import (
     HEADS,
     attach,
@@ -62,6 +65,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "HEADS",
+    "LADDER",
     "LOSSES",
     "METRICS",
     "OPTIMIZERS",
@@ -69,6 +73,7 @@ __all__ = [
     "Batch",
     "CheckpointConfig",
     "Config",
+    "CurveConfig",
     "DataConfig",
     "Dataset",
     "Embeddings",
@@ -94,6 +99,7 @@ __all__ = [
     "attach",
     "class_weighted",
     "cosine",
+    "cross_fit",
     "evaluate",
     "extend_classes",
     "fit",
@@ -118,4 +124,5 @@ __all__ = [
     "statistics",
     "supervised",
     "sweep",
+    "train",
 ]

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
+import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 
-from flaxhead import heads, losses, optim
-from flaxhead.base import Array, Head, Hyperparameters, Learner, Loss, PyTree
+from flaxhead import folds, heads, losses, optim, solvers
+from flaxhead.base import Array, Fit, Head, Hyperparameters, Learner, Loss, PyTree
 from flaxhead.config import Config, HeadConfig
+from flaxhead.fit import train
 from flaxhead.metrics import METRICS, Output
 from flaxhead.objectives import supervised
 from flaxhead.step import learner
@@ -19,6 +23,17 @@ NORMALIZATIONS = ("none", "l2", "standardize")
 RULES = ("best", "one_standard_error")
 SPLITS = ("batch", "candidates")
 PRECISIONS = ("default", "high", "highest")
+WHOLE = (0.0, 1.0)
+SOLVED = {
+    "nearest_mean": (),
+    "lda": ("shrinkage",),
+    "ridge": ("alpha",),
+    "logistic": ("C",),
+    "knn": ("k", "temperature"),
+}
+"""Heads that are solved and not trained -> the settings that they sweep."""
+SIMPLICITY = ("nearest_mean", "lda", "ridge", "logistic", "linear", "cosine", "knn")
+"""The simpler head first; what is not named here comes last."""
 _SWEPT = ("learning_rate", "weight_decay", "label_smoothing", "dropout")
 
 
@@ -33,14 +48,27 @@ def check(config: Config) -> None:
         raise ValueError("heads is empty; name at least one head")
     for number, head in enumerate(config.heads):
         where = f"heads.{number}"
-        _one_of(f"{where}.name", head.name, heads.HEADS)
+        _one_of(f"{where}.name", head.name, (*heads.HEADS, *SOLVED))
         _one_of(f"{where}.normalization", head.normalization, NORMALIZATIONS)
         _one_of(f"{where}.pool", head.pool, ("none", *heads.POOLINGS))
         _one_of(f"{where}.activation", head.activation, heads.ACTIVATIONS)
         _within(f"{where}.dropout", head.dropout, 0, 1)
+        if len(head.columns) != 2 or not 0 <= head.columns[0] < head.columns[1] <= 1:
+            raise ValueError(
+                f"{where}.columns is {head.columns}; expected two shares of the width, "
+                "from and to, such as (0.0, 0.5)"
+            )
         _at_least(f"{where}.width", head.width, 1)
         _at_least(f"{where}.depth", head.depth, 1)
         _above(f"{where}.scale", head.scale, 0)
+        _above(f"{where}.tolerance", head.tolerance, 0)
+        _one_of(f"{where}.metric", head.metric, solvers.PROTOTYPE_HEADS)
+        _each_above(f"{where}.C", head.C, 0)
+        _each_above(f"{where}.alpha", head.alpha, 0)
+        _each_above(f"{where}.temperature", head.temperature, 0)
+        _each_above(f"{where}.k", head.k, 0)
+        if head.shrinkage:
+            _within(f"{where}.shrinkage", head.shrinkage, 0, 1 + 1e-9)
     _one_of("loss.name", config.loss.name, ("auto", *losses.LOSSES))
     _within("loss.label_smoothing", config.loss.label_smoothing, 0, 1)
     _at_least("loss.focal_gamma", config.loss.focal_gamma, 0)
@@ -73,6 +101,7 @@ def check(config: Config) -> None:
     _one_of("train.precision", train.precision, PRECISIONS)
     _one_of("selection.metric", config.selection.metric, ("auto", *METRICS))
     _one_of("selection.rule", config.selection.rule, RULES)
+    _check_folds(config)
     _at_least("checkpoint.keep", config.checkpoint.keep, 1)
     _at_least("checkpoint.every_seconds", config.checkpoint.every_seconds, 0)
 
@@ -101,6 +130,13 @@ def grid(config: Config, head: HeadConfig, batch_size: int) -> list[dict[str, fl
       head: one of its heads.
       batch_size: rows a step, by which learning rates are scaled where asked for.
     """
+    if head.name in SOLVED:
+        own = {name: sorted(getattr(head, name)) for name in SOLVED[head.name]}
+        values = [one for one in own.values() if one]
+        names = [name for name, one in own.items() if one]
+        return [
+            dict(zip(names, one, strict=True)) for one in itertools.product(*values)
+        ]
     reference = config.optimizer.reference_batch
     rate_scale = batch_size / reference if reference else 1.0
     values = (
@@ -140,8 +176,14 @@ def make_head(
       statistics: `(mean, std)` of the training rows for `standardize`, else `()`.
       dropout: the rate, which may be traced.
     """
+    made = bare_head(head, classes=classes, dropout=dropout)
+    return _on_features(made, head, statistics)
+
+
+def bare_head(head: HeadConfig, *, classes: int, dropout: float | Array = 0.0) -> Head:
+    """Builds the part of a head that has parameters, on what `features` returns."""
     if head.name == "mlp":
-        made = heads.mlp(
+        return heads.mlp(
             classes,
             width=head.width,
             depth=head.depth,
@@ -150,25 +192,120 @@ def make_head(
             dropout=dropout,
             zero_init=head.zero_init,
         )
-    elif head.name == "cosine":
-        made = heads.cosine(
+    if head.name == "cosine":
+        return heads.cosine(
             classes,
             scale=head.scale,
             learn_scale=head.learn_scale,
             dropout=dropout,
         )
-    elif head.name == "linear":
-        made = heads.linear(classes, zero_init=head.zero_init, dropout=dropout)
-    else:
-        raise ValueError(
-            f"heads.name is {head.name!r}, which has no settings here; expected one of "
-            "linear, mlp, cosine (train a head of your own with flaxhead.fit)"
-        )
+    if head.name == "linear":
+        return heads.linear(classes, zero_init=head.zero_init, dropout=dropout)
+    if head.name == "knn":
+        return heads.neighbours(classes, max_k=max(head.k))
+    if head.name == "nearest_mean":
+        return solvers.PROTOTYPE_HEADS[head.metric](classes)
+    if head.name in SOLVED:
+        return heads.linear(classes)
+    raise ValueError(
+        f"heads.name is {head.name!r}, which has no settings here; expected one of "
+        f"{', '.join((*heads.HEADS, *SOLVED))} (train a head of your own with "
+        "flaxhead.train)"
+    )
+
+
+def features(head: HeadConfig, statistics: PyTree) -> Callable[[Any], Array]:
+    """Returns what a head does to embeddings before its parameters see them."""
+
+    def apply(
+        params: Any, x: Any, *, key: Array | None = None, train: bool = False
+    ) -> Array:
+        del params, key, train
+        return x
+
+    nothing = Head(lambda key, x: (), apply)
+    wrapped = _on_features(nothing, head, statistics)
+    return lambda x: wrapped.apply((), x)
+
+
+def _on_features(made: Head, head: HeadConfig, statistics: PyTree) -> Head:
     if head.normalization == "standardize":
-        made = heads.standardize(made, *statistics)
+        made = heads.standardize(made, *(_part(head, one) for one in statistics))
     elif head.normalization == "l2":
         made = heads.l2_normalize(made)
+    if head.columns != WHOLE:
+        made = heads.preprocess(
+            made, lambda x: heads.map_values(lambda values: _part(head, values), x)
+        )
     return made if head.pool == "none" else heads.pool(made, head.pool)
+
+
+def _part(head: HeadConfig, values: Any) -> Any:
+    """The columns that a head uses."""
+    first, last = (round(share * values.shape[-1]) for share in head.columns)
+    return values[..., first:last]
+
+
+def make_fit(
+    config: Config,
+    head: HeadConfig,
+    *,
+    task: str,
+    classes: int,
+    rows: int,
+    class_weights: np.ndarray | None,
+    axis: str | None,
+) -> Fit:
+    """Builds the whole fit of a head on what `features` returns.
+
+    Args:
+      config: all settings.
+      head: one of its heads.
+      task: `multiclass` or `multilabel`.
+      classes: the number of logits.
+      rows: how many rows there are, from which steps follow.
+      class_weights: `[classes]`, or None.
+      axis: the device axis over which rows are shared, for a solved head.
+    """
+    kind = output(config, task)
+    if head.name == "logistic":
+        return solvers.logistic(
+            classes,
+            output=kind,
+            tolerance=head.tolerance,
+            class_weights=class_weights,
+            axis=axis,
+        )
+    if head.name == "ridge":
+        return solvers.ridge(
+            classes, output=kind, class_weights=class_weights, axis=axis
+        )
+    if head.name == "lda":
+        return solvers.discriminant(classes, axis=axis)
+    if head.name == "nearest_mean":
+        metric: Any = head.metric
+        return solvers.prototypes(classes, metric=metric, axis=axis)
+    if head.name == "knn":
+        return solvers.neighbours(classes, axis=axis)
+
+    size = min(config.train.batch_size, rows)
+    steps = config.train.steps or math.ceil(config.train.epochs * rows / size)
+    plain = dataclasses.replace(head, normalization="none", pool="none", columns=WHOLE)
+
+    def make(hyperparameters: Hyperparameters) -> Learner:
+        return make_learner(
+            config,
+            plain,
+            task=task,
+            classes=classes,
+            steps=steps,
+            class_weights=class_weights,
+            hyperparameters=hyperparameters,
+            statistics=(),
+            axis=None,
+        )
+
+    return train(make, steps=steps, batch_size=size)
 
 
 def make_loss(
@@ -227,6 +364,20 @@ def make_learner(
     return learner(made_head, supervised(made_head, loss), tx, axis=axis)
 
 
+def untouched(head: HeadConfig) -> bool:
+    """Whether a head's parameters see the embeddings as they are."""
+    return (
+        head.normalization == "none" and head.pool == "none" and head.columns == WHOLE
+    )
+
+
+def searched(config: Config) -> bool:
+    """Whether whole fits are compared, and not the steps of gradient descent."""
+    solved = any(head.name in SOLVED for head in config.heads)
+    by_folds = config.selection.folds or config.selection.fold_by == "leave_one_out"
+    return solved or bool(by_folds) or bool(config.curve.shots)
+
+
 def precision(config: Config) -> Any:
     """Returns the context in which the programs of a run are traced."""
     name = None if config.train.precision == "default" else config.train.precision
@@ -263,6 +414,34 @@ def _at_least(name: str, value: float, low: float) -> None:
         raise ValueError(f"{name} is {value}; expected a number of at least {low}")
     if isinstance(value, int) and value >= 2**31:
         raise ValueError(f"{name} is {value}; expected a number below {2**31}")
+
+
+def _each_above(name: str, values: tuple[float, ...], low: float) -> None:
+    if not values or not all(low < value < np.inf for value in values):
+        raise ValueError(
+            f"{name} is {values}; expected one or more finite numbers above {low}"
+        )
+
+
+def _check_folds(config: Config) -> None:
+    selection, curve = config.selection, config.curve
+    _one_of("selection.fold_by", selection.fold_by, (*folds.FOLDS, "leave_one_out"))
+    _at_least("selection.extend", selection.extend, 0)
+    if selection.folds < 0 or selection.folds == 1:
+        raise ValueError(
+            f"selection.folds is {selection.folds}; expected 2 or more, or 0 to choose "
+            "by the validation rows"
+        )
+    if selection.fold_by == "leave_one_out":
+        others = [head.name for head in config.heads if head.name != "ridge"]
+        if others:
+            raise ValueError(
+                "selection.fold_by is 'leave_one_out', which is exact for ridge alone, "
+                f"and heads has {', '.join(others)} too; use 'stratified'"
+            )
+    _at_least("curve.repeats", curve.repeats, 1)
+    if any(shots < 1 for shots in curve.shots):
+        raise ValueError(f"curve.shots is {curve.shots}; expected 1 or more each")
 
 
 def _above(name: str, value: float, low: float) -> None:

@@ -18,8 +18,8 @@ import jax
 import numpy as np
 
 from flaxhead import bundle
-from flaxhead.data import load_inputs, load_split
-from flaxhead.loop import Interrupted, to_batch, write_text
+from flaxhead.data import load_inputs, load_split, to_batch
+from flaxhead.loop import Interrupted, write_text
 from flaxhead.metrics import evaluate
 
 
@@ -144,22 +144,41 @@ def cache_compilations() -> None:
 def summary(result: dict[str, Any], workdir: str | Path) -> str:
     """The outcome of a run in a few lines."""
     won, test = result["selected"], result["test"]
-    low, high = test["accuracy_ci"]
     tried = {
         name: value
         for name, value in won["hyperparameters"].items()
-        if len({one["hyperparameters"][name] for one in result["candidates"]}) > 1
+        if len({one["hyperparameters"].get(name) for one in result["candidates"]}) > 1
     }
     chosen = ", ".join(f"{name} {value:g}" for name, value in tried.items())
-    return (
+    metric, timing = won["metric"], result["timing"]
+    lines = [
         f"{won['head']}{f' ({chosen})' if chosen else ''} won of "
-        f"{len(result['candidates'])} by validation {won['metric']} "
-        f"{won['score']:.4f}\n"
-        f"test accuracy {test['accuracy']:.4f} (95 % interval {low:.4f} to "
-        f"{high:.4f}), nll {test['nll']:.4f}, ece {test['ece']:.4f}\n"
-        f"compiled in {result['timing']['compile_seconds']:.1f} s, trained in "
-        f"{result['timing']['run_seconds']:.1f} s; the head is in {workdir}/head"
+        f"{len(result['candidates'])} by validation {metric} {won['score']:.4f}"
+    ]
+    corrected = result.get("corrected", {})
+    if metric in corrected:
+        low, high = corrected[f"{metric}_ci"]
+        lines.append(
+            f"{metric} to expect, the choice accounted for, {corrected[metric]:.4f} "
+            f"(95 % interval {low:.4f} to {high:.4f})"
+        )
+    if test:
+        low, high = test["accuracy_ci"]
+        lines.append(
+            f"test accuracy {test['accuracy']:.4f} (95 % interval {low:.4f} to "
+            f"{high:.4f}), nll {test['nll']:.4f}, ece {test['ece']:.4f}"
+        )
+    for point in result.get("learning_curve", []):
+        spread = point["standard_deviation"]
+        lines.append(
+            f"{point['shots']} labels a class: test {metric} {point['mean']:.4f}"
+            + ("" if spread is None else f", standard deviation {spread:.4f}")
+        )
+    lines.append(
+        f"compiled in {timing['compile_seconds']:.1f} s, trained in "
+        f"{timing['run_seconds']:.1f} s; the head is in {workdir}/head"
     )
+    return "\n".join(lines)
 
 
 def _warn_of_drift(x: Any, head: bundle.LoadedHead) -> None:

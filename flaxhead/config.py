@@ -20,9 +20,11 @@ class DataConfig:
     """`multiclass`, `multilabel`, or `auto`: multi-label when a label is a 0/1 matrix
     whose rows don't all sum to 1, or that has missing entries."""
     val_fraction: float = 0.2
-    """Share of the training rows split off where the source has no `val`."""
+    """Share of the training rows split off where the source has no `val`; 0: none, for
+    a run that chooses by folds."""
     test_fraction: float = 0.2
-    """Share of the training rows split off first, where the source has no `test`."""
+    """Share of the training rows split off first, where the source has no `test`; 0:
+    none, and nothing is reported of one."""
     seed: int = 0
     """Seed of the splits."""
     invalid_rows: str = "error"
@@ -44,7 +46,11 @@ class HeadConfig:
     """One shape of head; the tuples are swept."""
 
     name: str = "linear"
-    """`linear`, `mlp` or `cosine`."""
+    """`linear`, `mlp` or `cosine`, trained by gradient steps; or solved exactly,
+    `logistic`, `ridge`, `lda`, `nearest_mean` or `knn`."""
+    columns: tuple[float, ...] = (0.0, 1.0)
+    """The part of each embedding that is used, from and to, as shares of its width:
+    `(0.6, 0.8)` is the fourth of five vectors that were put side by side."""
     normalization: str = "none"
     """`none`, `l2`, or `standardize` (by the training rows)."""
     pool: str = "none"
@@ -65,6 +71,30 @@ class HeadConfig:
     """Start the last layer at zero (`linear`, `mlp`)."""
     dropout: tuple[float, ...] = (0.0,)
     """Dropout rates to try (`mlp`: hidden units; others: the input)."""
+    C: tuple[float, ...] = tuple(10 ** (i / 2) for i in range(-6, 9))
+    """Inverse L2 penalties to try, as scikit-learn's `C` (`logistic`)."""
+    alpha: tuple[float, ...] = tuple(10 ** (i / 4) for i in range(-16, 17))
+    """L2 penalties to try, as scikit-learn's `alpha` (`ridge`)."""
+    shrinkage: tuple[float, ...] = ()
+    """Shrinkages of the covariance to try, 0 to 1; empty: Ledoit and Wolf's (`lda`)."""
+    metric: str = "cosine"
+    """`euclidean`, `cosine` or `mahalanobis` (`nearest_mean`)."""
+    k: tuple[int, ...] = (10, 20, 100, 200)
+    """Numbers of neighbours to try (`knn`)."""
+    temperature: tuple[float, ...] = (0.07,)
+    """Temperatures of the neighbours' votes to try (`knn`)."""
+    tolerance: float = 1e-2
+    """Relative norm of the gradient at which a solution is one (`logistic`): half its
+    square is about the share by which the objective is above its minimum."""
+
+
+LADDER = (
+    HeadConfig("nearest_mean"),
+    HeadConfig("ridge"),
+    HeadConfig("logistic"),
+    HeadConfig("mlp", dropout=(0.0, 0.5)),
+)
+"""From the simplest head to the one that can fit most: what `auto` chooses among."""
 
 
 @dataclass(frozen=True)
@@ -140,6 +170,31 @@ class SelectionConfig:
     rule: str = "best"
     """`best`, or `one_standard_error`: the simplest candidate that is within one
     standard error of the best."""
+    folds: int = 0
+    """Choose by so many folds of the training and validation rows together; 0: by the
+    validation rows."""
+    fold_by: str = "stratified"
+    """How rows are cut into folds: `stratified`, `k_fold`, `grouped`,
+    `leave_one_group_out`, or `leave_one_out` (of rows, exact and at once: `ridge`)."""
+    nested: int = 0
+    """Outer folds of a nested cross-validation, which scores the choice itself; 0:
+    none."""
+    refit: bool = True
+    """Fit the winner again on training and validation rows, where the validation rows
+    choose among whole fits; where folds choose that is always done."""
+    extend: int = 2
+    """How many times a grid of `C` or `alpha` grows by three values where the winner
+    lies on its edge."""
+
+
+@dataclass(frozen=True)
+class CurveConfig:
+    """A learning curve: the score on the test rows against labels per class."""
+
+    shots: tuple[int, ...] = ()
+    """Labels per class to draw; empty: no curve."""
+    repeats: int = 5
+    """Draws of each; what wins in a draw is chosen by folds of that draw alone."""
 
 
 @dataclass(frozen=True)
@@ -162,4 +217,8 @@ class Config:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     selection: SelectionConfig = field(default_factory=SelectionConfig)
+    curve: CurveConfig = field(default_factory=CurveConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    protocol: str = ""
+    """Name and version of the published protocol that these settings are, recorded in
+    the result; empty for none."""

@@ -16,7 +16,7 @@ from flaxhead.base import (
 from flaxhead.sampling import batch_rows
 
 
-def fit(make_learner: MakeLearner, *, steps: int, batch_size: int) -> Fit:
+def train(make_learner: MakeLearner, *, steps: int, batch_size: int) -> Fit:
     """Returns a training run of so many steps as one `lax.scan`.
 
     Args:
@@ -40,7 +40,7 @@ def fit(make_learner: MakeLearner, *, steps: int, batch_size: int) -> Fit:
     >>> def make(hyperparameters):
     ...     return learner(head, objective, optax.sgd(hyperparameters["rate"]))
     >>> data = Batch(jnp.eye(2), jnp.array([0, 1]), jnp.ones(2), jnp.arange(2))
-    >>> run = fit(make, steps=50, batch_size=2)
+    >>> run = train(make, steps=50, batch_size=2)
     >>> params = run(data, jnp.ones(2), {"rate": jnp.float32(1.0)}, jax.random.key(0))
     >>> head.apply(params, data.x).argmax(-1).tolist()
     [0, 1]
@@ -102,6 +102,40 @@ def seeds(fit: Fit, count: int) -> Fit:
         keys = jax.vmap(lambda seed: jax.random.fold_in(key, seed))(jnp.arange(count))
         return jax.vmap(fit, in_axes=(None, None, None, 0))(
             data, weights, hyperparameters, keys
+        )
+
+    return run
+
+
+def cross_fit(fit: Fit, fold: Array, *, folds: int) -> Fit:
+    """Returns the fit of one head a fold, each without the rows of its fold.
+
+    A fold is a vector of weights, so the heads are one program side by side, and this
+    composes with `sweep` and `seeds`.
+
+    Args:
+      fit: the run of one head; a trained or a solved one.
+      fold: `int32 [rows]`, the fold that leaves a row out; -1: the row is in none,
+        `folds` or more: it is in all of them.
+      folds: how many there are.
+
+    Returns:
+      A fit whose parameters have a leading axis of `folds`.
+
+    >>> from flaxhead.solvers import ridge
+    >>> data = Batch(jnp.eye(4), jnp.array([0, 1, 0, 1]), jnp.ones(4), jnp.arange(4))
+    >>> fits = cross_fit(ridge(2), jnp.array([0, 0, 1, 1]), folds=2)
+    >>> params = fits(data, jnp.ones(4), {"alpha": jnp.ones(())}, jax.random.key(0))
+    >>> params["output"]["kernel"].shape
+    (2, 4, 2)
+    """
+
+    def run(
+        data: Batch, weights: Array, hyperparameters: Hyperparameters, key: Array
+    ) -> Params:
+        inside = (fold != jnp.arange(folds)[:, None]) & (fold >= 0)
+        return jax.vmap(fit, in_axes=(None, 0, None, None))(
+            data, jnp.where(inside, weights, 0), hyperparameters, key
         )
 
     return run

@@ -18,24 +18,23 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from flaxhead import build, bundle, checkpoints, heads, parallel
-from flaxhead.base import Batch, Tokens
+from flaxhead import build, bundle, checkpoints, crossval, heads, parallel
+from flaxhead.base import Batch
 from flaxhead.config import Config, HeadConfig
-from flaxhead.data import Dataset, Embeddings, fingerprint, load
+from flaxhead.data import Dataset, Embeddings, fingerprint, load, to_batch
 from flaxhead.metrics import (
     METRICS,
     Output,
-    auroc,
-    average_precision,
     evaluate,
     finish,
     standard_error,
 )
+from flaxhead.report.choices import choices
 from flaxhead.report.curves import curves
+from flaxhead.report.learning_curve import learning_curve
 from flaxhead.report.progress import Display, quiet
+from flaxhead.search import RANKING, Question, head_names
 from flaxhead.selection import Candidate, Selection, grid_edges, select
-
-_RANKING = {"auroc": auroc, "average_precision": average_precision}
 
 
 class Interrupted(Exception):
@@ -45,12 +44,8 @@ class Interrupted(Exception):
       signal: the number of the signal.
     """
 
-    def __init__(self, number: int, step: int, workdir: Path):
-        name = signal.Signals(number).name
-        super().__init__(
-            f"stopped by {name} after step {step}, which is saved; "
-            f"the same command with --workdir={workdir} goes on from there"
-        )
+    def __init__(self, number: int, sentence: str):
+        super().__init__(f"stopped by {signal.Signals(number).name} {sentence}")
         self.signal = number
 
 
@@ -116,6 +111,7 @@ def run(
     build.check(config)
     data = load(config.data) if data is None else data
     plan = _plan(config, data)
+    chosen_by = crossval.pool(config, data) if build.searched(config) else None
     workdir = Path(workdir)
     _claim(workdir, config, data)
     finished = workdir / "result.json"
@@ -125,6 +121,14 @@ def run(
     loaded_seconds = time.perf_counter() - began
 
     with build.precision(config), _stop_signals() as stopped:
+        if chosen_by is not None:
+            result = _search(plan, chosen_by, workdir, display, stopped)
+            result["timing"] = {
+                "load_seconds": loaded_seconds,
+                **result["timing"],
+                "total_seconds": time.perf_counter() - began,
+            }
+            return _finish(result, config, finished, display)
         sweeps = _compile(plan)
         compile_seconds = sum(sweep.program.compile_seconds for sweep in sweeps)
         display.say(_introduction(plan, sweeps, compile_seconds))
@@ -139,10 +143,18 @@ def run(
         "run_seconds": run_seconds,
         "total_seconds": time.perf_counter() - began,
     }
+    return _finish(result, config, finished, display)
+
+
+def _finish(
+    result: dict[str, Any], config: Config, path: Path, display: Display
+) -> dict[str, Any]:
+    if config.protocol:
+        result["protocol"] = config.protocol
     for warning in result["warnings"]:
         display.say(f"warning: {warning}")
     if jax.process_index() == 0:
-        _write(finished, result)
+        _write(path, result)
     return result
 
 
@@ -175,6 +187,17 @@ def _plan(config: Config, data: Dataset) -> _Plan:
                 f"heads.{number}.pool is {head.pool!r}, but the embeddings are one "
                 f"vector a row, {list(data.train.x.shape)}; set it to 'none'"
             )
+    if build.searched(config):
+        if jax.process_count() > 1:
+            raise ValueError(
+                "heads that are solved, and choosing by folds, run in one process; got "
+                f"{jax.process_count()} of them"
+            )
+    elif not len(data.val.labels):
+        raise ValueError(
+            "there are no validation rows to choose by; set data.val_fraction above 0, "
+            "or selection.folds"
+        )
     count = min(config.train.evaluations, steps)
     evaluate_at = tuple(steps * (i + 1) // count for i in range(count))
     parallel.choose_devices(config.train.devices)  # Refuses too many.
@@ -254,7 +277,7 @@ def _differences(old: Any, new: Any, name: str) -> list[str]:
 def _compile(plan: _Plan) -> list[_Sweep]:
     train, val = to_batch(plan.data.train), to_batch(plan.data.val)
     rows = parallel.place_rows(train, devices=plan.config.train.devices)
-    names = _head_names(plan.config.heads)
+    names = head_names(plan.config.heads)
     mean, std = heads.statistics(train.x, train.weights)
     statistics = np.asarray(mean), np.asarray(std)
     sweeps = []
@@ -316,18 +339,6 @@ def _problem(
     )
 
 
-def to_batch(data: Embeddings) -> Batch:
-    """The rows of a split as a `Batch`, still in host memory."""
-    values, mask, labels, weights = _any(data.x, data.mask, data.labels, data.weights)
-    x = values if mask is None else Tokens(values, mask)
-    return Batch(x, labels, weights, *_any(np.arange(len(labels), dtype=np.int32)))
-
-
-def _any(*arrays: Any) -> tuple[Any, ...]:
-    """NumPy arrays where those of JAX are asked for."""
-    return arrays
-
-
 def _class_weights(asked: str | dict[str, float], data: Dataset) -> np.ndarray | None:
     if asked == "none":
         return None
@@ -350,18 +361,6 @@ def _class_weights(asked: str | dict[str, float], data: Dataset) -> np.ndarray |
     # As scikit-learn's "balanced"; a class without rows weighs nothing anyway.
     balanced = np.where(present, counts.sum() / np.maximum(counts, 1e-12), 0)
     return (balanced / present.sum()).astype(np.float32)
-
-
-def _head_names(configs: tuple[HeadConfig, ...]) -> list[str]:
-    """A name for each head, unique within the run."""
-    names = [
-        f"mlp-{head.width}x{head.depth}" if head.name == "mlp" else head.name
-        for head in configs
-    ]
-    return [
-        name if names.count(name) == 1 else f"{name}#{number}"
-        for number, name in enumerate(names)
-    ]
 
 
 def _introduction(plan: _Plan, sweeps: list[_Sweep], seconds: float) -> str:
@@ -443,7 +442,11 @@ def _train(
         if stop:
             manager.wait_until_finished()
             manager.close()
-            raise Interrupted(stop, step, workdir)
+            raise Interrupted(
+                stop,
+                f"after step {step}, which is saved; the same command with "
+                f"--workdir={workdir} goes on from there",
+            )
     display.close()
     manager.wait_until_finished()
     manager.close()
@@ -483,7 +486,7 @@ def _evaluate(
     sums, logits = sweep.program.evaluate(progress)
     scores = finish(sums)
     if logits is not None:
-        ranking = _RANKING[plan.metric]
+        ranking = RANKING[plan.metric]
         val = plan.data.val
         scores[plan.metric] = np.array(
             [_rank(ranking, plan, one, val) for one in logits], np.float64
@@ -543,6 +546,102 @@ def _shown(plan: _Plan, score: float) -> str:
         return ""
     shown = score if METRICS[plan.metric].greater_is_better else -score
     return f"best {plan.metric} {shown:.4f}"
+
+
+# Comparing whole fits.
+
+
+def _search(
+    plan: _Plan,
+    chosen_by: crossval.Pool,
+    workdir: Path,
+    display: Display,
+    stopped: list[int],
+) -> dict[str, Any]:
+    """Chooses among whole fits, and writes the winner's bundle and the pictures."""
+    config, data = plan.config, plan.data
+    question = Question(
+        config=config,
+        classes=len(data.class_names),
+        task=data.task,
+        output=plan.output,
+        metric=plan.metric,
+        class_weights=plan.class_weights,
+    )
+
+    def tick(done: int, total: int, best: str, unit: str) -> None:
+        display.step(done, total, best, unit)
+        if stopped:
+            raise Interrupted(
+                stopped[0],
+                "before anything was chosen; the same command starts again",
+            )
+
+    display.say(_described_search(plan))
+    clock = time.perf_counter()
+    outcome = crossval.run(question, data, chosen_by, tick=tick)
+    display.close()
+    seconds = time.perf_counter() - clock
+    found = outcome.found
+    kept = ("val", "test", "test_looks", "corrected")
+    metrics = {name: outcome.scores[name] for name in kept}
+    shipped = bundle.Bundle(
+        config=found.head,
+        params=found.params,
+        statistics=found.statistics,
+        class_names=data.class_names,
+        task=data.task,
+        output=plan.output,
+        spec=bundle.feature_spec(
+            to_batch(data.train).x, config=found.head, backbone=config.data.backbone
+        ),
+        data=config.data,
+        metrics=metrics,
+    )
+    bundle.save(workdir / "head", shipped)
+    described = [_described(one) for one in found.candidates]
+    log = "".join(json.dumps(one) + "\n" for one in described)
+    write_text(workdir / "metrics.jsonl", log)
+    winner = found.selection.winner
+    choices(workdir / "curves.png", described, winner=winner, metric=plan.metric)
+    if "learning_curve" in outcome.scores:
+        learning_curve(
+            workdir / "learning_curve.png",
+            outcome.scores["learning_curve"],
+            metric=plan.metric,
+        )
+    return {
+        "selected": {
+            **described[winner],
+            "metric": plan.metric,
+            "rule": config.selection.rule,
+            "ranked": list(found.selection.ranked),
+        },
+        "candidates": described,
+        **outcome.scores,
+        "warnings": found.warnings,
+        "data": data.notes,
+        "timing": {
+            "compile_seconds": outcome.compile_seconds,
+            "run_seconds": seconds - outcome.compile_seconds,
+        },
+    }
+
+
+def _described_search(plan: _Plan) -> str:
+    data, config = plan.data, plan.config
+    shape = " x ".join(str(size) for size in data.train.x.shape)
+    kinds = ", ".join(
+        f"{len(build.grid(config, head, plan.batch_size))} {name}"
+        for name, head in zip(head_names(config.heads), config.heads, strict=True)
+    )
+    by = "the validation rows"
+    if crossval.by_folds(config):
+        by = f"{config.selection.folds or ''} folds, {config.selection.fold_by}".strip()
+    return (
+        f"{shape} training embeddings, {len(data.val.labels)} for validation, "
+        f"{len(data.class_names)} classes; candidates: {kinds}; chosen by {by}"
+    )
 
 
 class _Log:
@@ -688,8 +787,8 @@ def _ship(
 
     metrics = {
         "val": score(plan.data.val),
-        "test": score(plan.data.test),
-        "test_looks": 1,
+        "test": score(plan.data.test) if len(plan.data.test.labels) else None,
+        "test_looks": min(1, len(plan.data.test.labels)),
     }
     diverged = [one for one in candidates if one.diverged_at is not None]
     warnings = grid_edges(winner.index, candidates) + [

@@ -48,6 +48,9 @@ METRICS: dict[str, Metric] = {
     "ece": Metric(greater_is_better=False, from_sums=True),
 }
 
+ROW_METRICS = ("accuracy", "top_5_accuracy", "nll", "brier")
+"""Those that are means over rows (or over entries, with several labels a row)."""
+
 _UNDEFINED = {
     "top_5_accuracy": "it needs one label a row",
     "macro_f1": "no label is positive or predicted in any row",
@@ -299,6 +302,44 @@ def score_sums(
         columns=lambda value: weigh(value).sum(axis=0),
         histogram=histogram,
     )
+
+
+def row_scores(
+    metric: str, logits: jax.Array, labels: jax.Array, *, output: Output = "softmax"
+) -> tuple[jax.Array, jax.Array]:
+    """What each row adds to a metric that is a mean over rows, on the device.
+
+    Args:
+      metric: one of `ROW_METRICS`.
+      logits: `[rows, classes]`.
+      labels: as for `score_sums`.
+      output: how logits become probabilities.
+
+    Returns:
+      `(total, count)`, `[rows]` each: the metric is the sum of weights times totals
+      over the sum of weights times counts. A row without a label has count 0; one with
+      several labels counts its entries.
+
+    >>> import jax.numpy as jnp
+    >>> logits, labels = jnp.array([[2.0, 0.0], [0.0, 1.0]]), jnp.array([0, 0])
+    >>> total, count = row_scores("accuracy", logits, labels)
+    >>> total.tolist(), count.tolist()
+    ([1.0, 0.0], [1.0, 1.0])
+    """
+    judged = _judge(logits, labels, output)
+    if isinstance(judged, _ManyLabels):
+        values = {"accuracy": judged.positive == judged.predicted}
+    else:
+        values = {
+            "accuracy": judged.prediction == judged.label,
+            "top_5_accuracy": judged.in_top,
+        }
+    values |= {"nll": judged.nll, "brier": judged.brier}
+    value = jnp.where(judged.present, values[metric], 0.0)
+    count = judged.present.astype(jnp.float32)
+    if value.ndim == 2:
+        value, count = value.sum(axis=1), count.sum(axis=1)
+    return value, count
 
 
 def _weigh_rows(judged: _OneLabel | _ManyLabels, weights: np.ndarray) -> ScoreSums:

@@ -230,6 +230,78 @@ def compile_sweep(
     )
 
 
+class Shares:
+    """Rows shared out over devices, and the programs that run on them.
+
+    A program is a pure function of one device's share: what it adds up over rows it
+    psums over `axis`. Where rows don't divide by the devices they are padded with
+    zeros, so a padded row has weight 0. What is placed is opaque: with several devices
+    every leaf has a leading device axis.
+
+    Attributes:
+      axis: the device axis's name; None on one device.
+      devices: how many there are.
+      compile_seconds: time spent on compiling so far.
+    """
+
+    def __init__(self, devices: int = 0):
+        chosen = choose_devices(devices)
+        self._place = _Placement(chosen, "batch", 1)
+        self._compiled: dict[Any, Any] = {}
+        self.axis = AXIS if len(chosen) > 1 else None
+        self.devices = len(chosen)
+        self.compile_seconds = 0.0
+
+    def rows(self, tree: PyTree) -> Any:
+        """Shares out arrays whose first axis is rows."""
+        if self.axis is None:
+            return self._place.everywhere(tree)
+
+        def cut(leaf: Any) -> np.ndarray:
+            leaf = np.asarray(leaf)
+            padding = -len(leaf) % self.devices
+            leaf = np.pad(leaf, [(0, padding), *[(0, 0)] * (leaf.ndim - 1)])
+            return leaf.reshape(self.devices, -1, *leaf.shape[1:])
+
+        return self._place._spread(jax.tree.map(cut, tree))
+
+    def everywhere(self, tree: PyTree) -> Any:
+        """Puts the same on every device."""
+        return self._place.everywhere(tree)
+
+    def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Runs a function on every device's share, compiled once a shape.
+
+        Args:
+          function: pure, and the same object at every call.
+          *arguments: what `rows`, `everywhere` or `call` returned; a NumPy integer is
+            the same on every device.
+        """
+        leaves, structure = jax.tree.flatten(arguments)
+        shapes = tuple((leaf.shape, str(leaf.dtype)) for leaf in leaves)
+        name = (function, structure, shapes)
+        if name not in self._compiled:
+            clock = time.perf_counter()
+            self._compiled[name] = self._place.compile(function, arguments)
+            self.compile_seconds += time.perf_counter() - clock
+        return self._compiled[name](*arguments)
+
+    def first(self, tree: PyTree) -> PyTree:
+        """Fetches what is the same on every device, as NumPy arrays."""
+        return self._place.to_host(tree)
+
+    def whole(self, tree: PyTree, rows: int, *, axis: int = 0) -> PyTree:
+        """Fetches arrays with an axis of rows, put together and cut to so many."""
+
+        def fetch(leaf: Any) -> np.ndarray:
+            host = np.asarray(leaf)
+            if self.axis is not None:
+                host = np.concatenate(list(host), axis=axis)
+            return host.take(np.arange(rows), axis=axis)
+
+        return jax.tree.map(fetch, tree)
+
+
 # The program of one device. Every leaf of `progress` and `settings` has a leading axis
 # of the candidates that this device trains.
 

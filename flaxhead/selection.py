@@ -7,9 +7,11 @@ order in which they were trained changes nothing.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from flaxhead.metrics import METRICS
 
@@ -26,11 +28,12 @@ class Candidate:
       index: the candidate's number, unique.
       head: name of the shape of head, unique to one `HeadConfig`.
       hyperparameters: the values it was trained with, by name.
-      complexity: how many parameters it has.
+      complexity: the simpler head's is smaller, such as its number of parameters.
       score: the metric at its best evaluation.
       standard_error: of that score; needed of the best one by `one_standard_error`.
       best_step: the step of that evaluation.
       diverged_at: the first step with a loss that isn't finite; None if there is none.
+      solver: what an iterative solver says of its solution, or None.
     """
 
     index: int
@@ -41,6 +44,7 @@ class Candidate:
     standard_error: float | None
     best_step: int
     diverged_at: int | None
+    solver: dict[str, Any] | None = None
 
 
 class Selection(NamedTuple):
@@ -118,11 +122,60 @@ def select(
     return Selection(winner.index, [c.index for c in able] + unable)
 
 
+def chooser(
+    candidates: Sequence[Candidate], *, metric: str, rule: str = "best"
+) -> Callable[[np.ndarray], np.ndarray]:
+    """Returns `select` for many tables of scores at once, such as bootstrap draws.
+
+    The standard errors are those of the candidates, whatever the draw.
+
+    Args:
+      candidates: what was tried; their own scores are not used.
+      metric: a name of `METRICS`.
+      rule: `best` or `one_standard_error`.
+
+    Returns:
+      `(scores [draws, candidates]) -> int [draws]`, places among the candidates.
+
+    >>> tried = [
+    ...     Candidate(i, "linear", {"C": c}, 650, math.nan, 0.02, 0, None)
+    ...     for i, c in enumerate([0.1, 1.0])
+    ... ]
+    >>> scores = np.array([[0.80, 0.81], [0.80, 0.90]])
+    >>> choose = chooser(tried, metric="accuracy", rule="one_standard_error")
+    >>> choose(scores).tolist()
+    [0, 1]
+    """
+    sign = 1.0 if METRICS[metric].greater_is_better else -1.0
+    order = sorted(
+        range(len(candidates)),
+        key=lambda place: (*_simplicity(candidates[place]), candidates[place].index),
+    )
+    simplest_first = np.array(order)
+    errors = np.array([one.standard_error or 0.0 for one in candidates])
+
+    def choose(scores: np.ndarray) -> np.ndarray:
+        signed = np.where(np.isfinite(scores), sign * scores, -np.inf)
+        signed = signed[:, simplest_first]
+        best = signed.argmax(axis=1)
+        if rule == "one_standard_error":
+            error = errors[simplest_first][best]
+            bar = signed[np.arange(len(best)), best] - error
+            best = (signed >= bar[:, None]).argmax(axis=1)
+        return simplest_first[best]
+
+    return choose
+
+
 def _simplicity(candidate: Candidate) -> tuple[float, ...]:
     """Sort the simpler candidate first; a value that isn't swept counts as 0."""
     value = candidate.hyperparameters
     return (
         candidate.complexity,
+        value.get("C", 0.0),
+        -value.get("alpha", 0.0),
+        -value.get("shrinkage", 0.0),
+        -value.get("k", 0.0),
         -value.get("weight_decay", 0.0),
         -value.get("dropout", 0.0),
         value.get("learning_rate", 0.0),

@@ -413,8 +413,8 @@ def test_something_must_be_left(fields, setting, message):
             "data.unlabelled is 'keep', expected one of error, drop",
         ),
         ({"task": "multi-label"}, "data.task .*did you mean 'multilabel'"),
-        ({"val_fraction": 0.0}, r"data.val_fraction is 0\.0, expected between 0 and 1"),
-        ({"test_fraction": 1.0}, r"data.test_fraction is 1\.0, expected between"),
+        ({"val_fraction": -0.1}, r"data.val_fraction is -0\.1, expected at least 0"),
+        ({"test_fraction": 1.0}, r"data.test_fraction is 1\.0, expected .* below 1"),
         ({"seed": -1}, "data.seed is -1, expected 0 or more"),
     ],
 )

@@ -12,7 +12,7 @@ import pytest
 from scipy import stats
 
 from flaxhead.base import Batch
-from flaxhead.fit import fit, seeds, sweep
+from flaxhead.fit import seeds, sweep, train
 from flaxhead.heads import linear
 from flaxhead.losses import label_smoothing, softmax_cross_entropy
 from flaxhead.objectives import supervised
@@ -238,7 +238,7 @@ def make_learner(hyperparameters):
     return learner(head, supervised(head, loss), tx)
 
 
-FIT = fit(make_learner, steps=STEPS, batch_size=SIZE)
+FIT = train(make_learner, steps=STEPS, batch_size=SIZE)
 alone = jax.jit(FIT)
 CANDIDATES = {
     "learning_rate": jnp.array([0.01, 0.1, 0.3]),
@@ -280,7 +280,7 @@ def test_a_fit_is_a_loop_of_steps():
 def test_a_batch_larger_than_the_data_is_the_data():
     arguments = (example(), jnp.ones(ROWS), candidate(1), jax.random.key(0))
     large, exact = (
-        jax.jit(fit(make_learner, steps=2, batch_size=size))(*arguments)
+        jax.jit(train(make_learner, steps=2, batch_size=size))(*arguments)
         for size in (1000, ROWS)
     )
     close(large, exact, rtol=0, atol=0)
@@ -302,7 +302,7 @@ def test_other_values_are_no_other_program():
         traces += 1
         return make_learner(hyperparameters)
 
-    run = jax.jit(sweep(fit(counted, steps=2, batch_size=SIZE)))
+    run = jax.jit(sweep(train(counted, steps=2, batch_size=SIZE)))
     arguments = (example(), jnp.ones(ROWS))
     once = run(*arguments, CANDIDATES, jax.random.key(0))
     doubled = jax.tree.map(lambda values: values * 1.5, CANDIDATES)

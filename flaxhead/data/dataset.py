@@ -174,8 +174,10 @@ def _settings(config: DataConfig) -> None:
     checks.choice("data.unlabelled", config.unlabelled, ("error", "drop"))
     for name in ("val_fraction", "test_fraction"):
         value = getattr(config, name)
-        if not 0 < value < 1:
-            raise ValueError(f"data.{name} is {value}, expected between 0 and 1")
+        if not 0 <= value < 1:
+            raise ValueError(
+                f"data.{name} is {value}, expected at least 0 (none) and below 1"
+            )
     if config.seed < 0:
         raise ValueError(f"data.seed is {config.seed}, expected 0 or more")
 
@@ -378,6 +380,9 @@ def _split_off(
     """Moves rows of train to a split of their own; returns how, for the notes."""
     train = splits["train"]
     fraction = getattr(config, f"{split}_fraction")
+    if not fraction:
+        splits[split] = take(train, np.zeros(len(train.labels), bool))
+        return {"from": "train", "fraction": fraction, "rows": 0}
     held = holdout(
         labels.strata(train.labels),
         groups=train.groups,

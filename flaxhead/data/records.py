@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from flaxhead.base import Batch, Tokens
+
 
 class Raw(NamedTuple):
     """One split as its source stores it, unchecked.
@@ -100,3 +102,35 @@ def take(data: Embeddings, rows: np.ndarray) -> Embeddings:
         groups=None if data.groups is None else data.groups[rows],
         ids=data.ids[rows],
     )
+
+
+def concatenate(first: Embeddings, second: Embeddings) -> Embeddings:
+    """Puts the rows of two splits of one dataset together, in memory.
+
+    >>> import numpy as np
+    >>> x, ids, weights = np.zeros((3, 2)), np.arange(3), np.ones(3)
+    >>> data = Embeddings(x, ids, weights, None, None, ids)
+    >>> concatenate(data, take(data, np.array([True, False, False]))).ids
+    array([0, 1, 2, 0])
+    """
+    if not len(second.labels):
+        return first
+
+    def join(one: np.ndarray | None, other: np.ndarray | None) -> Any:
+        if one is None or other is None:
+            return None
+        return np.concatenate([one, other])
+
+    return Embeddings(*map(join, first, second))
+
+
+def to_batch(data: Embeddings) -> Batch:
+    """The rows of a split as a `Batch`, still in host memory."""
+    values, mask, labels, weights = _any(data.x, data.mask, data.labels, data.weights)
+    x = values if mask is None else Tokens(values, mask)
+    return Batch(x, labels, weights, *_any(np.arange(len(labels), dtype=np.int32)))
+
+
+def _any(*arrays: Any) -> tuple[Any, ...]:
+    """NumPy arrays where those of JAX are asked for."""
+    return arrays

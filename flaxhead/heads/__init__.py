@@ -1,10 +1,11 @@
 """Embeddings -> logits: heads, what lifts a module to one, and what wraps one."""
 
-from flaxhead.heads.compose import attach
+from flaxhead.heads.compose import attach, map_values, preprocess
 from flaxhead.heads.cosine import cosine
 from flaxhead.heads.lifts import from_linen, from_nnx
 from flaxhead.heads.linear import linear
 from flaxhead.heads.mlp import ACTIVATIONS, mlp
+from flaxhead.heads.neighbours import neighbours
 from flaxhead.heads.normalize import l2_normalize
 from flaxhead.heads.pool import POOLINGS, pool
 from flaxhead.heads.standardize import standardize, statistics
@@ -24,8 +25,11 @@ __all__ = [
     "from_nnx",
     "l2_normalize",
     "linear",
+    "map_values",
     "mlp",
+    "neighbours",
     "pool",
+    "preprocess",
     "replace_classes",
     "standardize",
     "statistics",

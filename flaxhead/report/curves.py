@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import io
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,12 +10,9 @@ from typing import Any
 import numpy as np
 
 from flaxhead.metrics import METRICS
+from flaxhead.report import canvas
 
-_WINNER = "#d1495b"
-_INK = "#22303c"
-_GREY = "#7b8794"
 _POINTS = 200  # of a line, at most
-_NAMES = {"nll": "NLL", "auroc": "AUROC", "ece": "ECE", "brier": "Brier score"}
 
 
 def curves(
@@ -66,19 +61,9 @@ def curves(
             f"winner: expected the number of one of {len(histories)} histories, "
             f"got {winner}."
         )
-    if metric not in METRICS:
-        raise ValueError(
-            f"metric: expected one of {', '.join(METRICS)}, got {metric!r}."
-        )
+    canvas.check_metric(metric)
     best_step, best = _best(histories[winner], metric)
-    # Matplotlib is slow to import, and only wanted where something is drawn. A Figure
-    # of its own, without pyplot, touches no global state and needs no display.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(11, 5), dpi=150, layout="constrained")
-    figure.get_layout_engine().set(wspace=0.04)  # pyright: ignore
-    FigureCanvasAgg(figure)
+    figure = canvas.blank()
     left, right = figure.subplots(1, 2, sharex=True)
     scale = _color_scale(histories)
     for axes, name in ((left, "loss"), (right, "metric")):
@@ -86,43 +71,32 @@ def curves(
         for number, (history, line) in enumerate(zip(histories, lines, strict=True)):
             if number != winner:
                 _draw_other(axes, line, history, scale, crowd=len(histories))
-        _draw_winner(axes, lines[winner], best_step)
+        axes.axvline(
+            best_step, color=canvas.WINNER, linewidth=0.9, linestyle=":", zorder=2.5
+        )
+        canvas.bold_line(axes, *lines[winner])
         healthy = [
             line
             for line, history in zip(lines, histories, strict=True)
             if history["diverged_at"] is None
         ]
         _limit(axes, healthy, winner=lines[winner], name=name, metric=metric)
-        _decorate(axes)
+        canvas.decorate(axes, "step")
     left.set_ylabel("training loss")
-    better = "higher" if METRICS[metric].greater_is_better else "lower"
-    right.set_ylabel(f"validation {_shown(metric)} ({better} is better)")
-    _mark_best(right, best_step, best)
+    right.set_ylabel(f"validation {canvas.with_direction(metric)}")
+    canvas.mark(right, best_step, best)
     _explain(figure, histories)
     if scale is not None and len(histories) > 1:
         bar = figure.colorbar(scale, ax=[left, right], aspect=32, pad=0.015)
-        bar.set_label("learning rate", color=_INK, fontsize=9)
-        bar.ax.tick_params(colors=_INK, labelsize=8)
+        bar.set_label("learning rate", color=canvas.INK, fontsize=9)
+        bar.ax.tick_params(colors=canvas.INK, labelsize=8)
         bar.outline.set_visible(False)  # pyright: ignore[reportCallIssue]
-    figure.suptitle(
-        f"{histories[winner]['label']}: validation {_shown(metric)} {best:.4g} "
+    canvas.headline(
+        figure,
+        f"{histories[winner]['label']}: validation {canvas.shown(metric)} {best:.4g} "
         f"at step {best_step:,}",
-        x=0.008,
-        ha="left",
-        fontsize=13,
-        fontweight="bold",
-        color=_INK,
     )
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", facecolor="white")
-    path = Path(path)
-    whole = path.with_name(path.name + ".part")
-    whole.write_bytes(picture.getvalue())
-    os.replace(whole, path)
-
-
-def _shown(metric: str) -> str:
-    return _NAMES.get(metric, metric.replace("_", " "))
+    canvas.save(figure, path)
 
 
 def _best(history: dict[str, Any], metric: str) -> tuple[int, float]:
@@ -171,7 +145,7 @@ def _color_scale(histories: Sequence[dict[str, Any]]) -> Any:
 
 def _draw_other(axes, line, history, scale, *, crowd: int) -> None:
     """A candidate that didn't win: thin, and the paler the more of them there are."""
-    color = _GREY if scale is None else scale.to_rgba(history["learning_rate"])
+    color = canvas.GREY if scale is None else scale.to_rgba(history["learning_rate"])
     alpha = 0.75 if crowd <= 8 else 0.5 if crowd <= 32 else 0.35
     look = {"color": color, "alpha": alpha, "linewidth": 1.0}
     if history["diverged_at"] is None:
@@ -179,37 +153,6 @@ def _draw_other(axes, line, history, scale, *, crowd: int) -> None:
         return
     axes.plot(*line, **look, linestyle=(0, (4, 2)))
     axes.plot(line[0][-1:], line[1][-1:], marker="x", markersize=5, **look)
-
-
-def _draw_winner(axes, line, best_step: int) -> None:
-    """The winner, on top, with a white edge that parts it from the others."""
-    from matplotlib.patheffects import withStroke
-
-    halo = [withStroke(linewidth=3.8, foreground="white")]
-    axes.axvline(best_step, color=_WINNER, linewidth=0.9, linestyle=":", zorder=2.5)
-    axes.plot(
-        *line,
-        color=_WINNER,
-        linewidth=2.2,
-        marker="." if len(line[0]) <= 30 else "",
-        markersize=7,
-        zorder=5,
-        path_effects=halo,
-        solid_capstyle="round",
-    )
-
-
-def _mark_best(axes, step: int, score: float) -> None:
-    axes.plot(
-        [step],
-        [score],
-        marker="o",
-        markersize=8,
-        color=_WINNER,
-        markeredgecolor="white",
-        markeredgewidth=1.5,
-        zorder=6,
-    )
 
 
 def _limit(axes, lines, *, winner, name: str, metric: str) -> None:
@@ -237,17 +180,6 @@ def _limit(axes, lines, *, winner, name: str, metric: str) -> None:
     axes.set_ylim(low - room, high + room)
 
 
-def _decorate(axes) -> None:
-    axes.set_xlabel("step", color=_INK, fontsize=9)
-    axes.yaxis.label.set(color=_INK, fontsize=9)
-    axes.grid(color="#e6e9ec", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color("#aab4bd")
-    axes.tick_params(colors=_INK, labelsize=8, length=3)
-    axes.margins(x=0.02)
-
-
 def _explain(figure, histories: Sequence[dict[str, Any]]) -> None:
     """Say what the lines are, where there is more than one."""
     if len(histories) == 1:
@@ -256,19 +188,12 @@ def _explain(figure, histories: Sequence[dict[str, Any]]) -> None:
 
     diverged = sum(history["diverged_at"] is not None for history in histories)
     others = len(histories) - 1 - diverged
-    entries = [(Line2D([], [], color=_WINNER, linewidth=2.2), "winner")]
+    entries = [(Line2D([], [], color=canvas.WINNER, linewidth=2.2), "winner")]
     if others:
-        entries.append((Line2D([], [], color=_GREY, linewidth=1), f"{others} others"))
+        entries.append(
+            (Line2D([], [], color=canvas.GREY, linewidth=1), f"{others} others")
+        )
     if diverged:
-        dashed = Line2D([], [], color=_GREY, linewidth=1, linestyle=(0, (4, 2)))
+        dashed = Line2D([], [], color=canvas.GREY, linewidth=1, linestyle=(0, (4, 2)))
         entries.append((dashed, f"{diverged} diverged"))
-    handles, labels = zip(*entries, strict=True)
-    figure.legend(
-        handles,
-        labels,
-        loc="outside lower center",
-        ncols=len(entries),
-        fontsize=9,
-        labelcolor=_INK,
-        frameon=False,
-    )
+    canvas.legend(figure, entries)

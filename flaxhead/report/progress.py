@@ -15,12 +15,13 @@ class Display(NamedTuple):
 
     Attributes:
       say: `(sentence)`, a line that stays.
-      step: `(done, total, best)`, how far it is and the best score so far as text.
+      step: `(done, total, best, unit="steps")`, how far it is, the best score so far as
+        text, and what is counted.
       close: `()`, ends the bar.
     """
 
     say: Callable[[str], None]
-    step: Callable[[int, int, str], None]
+    step: Callable[..., None]
     close: Callable[[], None]
 
 
@@ -35,16 +36,19 @@ def display(stream: TextIO | None = None) -> Display:
         clear = "\r\033[K" if terminal else ""
         print(f"{clear}{sentence}", file=out, flush=True)
 
-    def step(done: int, total: int, best: str) -> None:
+    def step(done: int, total: int, best: str, unit: str = "steps") -> None:
         now = time.monotonic()
+        if begun and done < begun[0][1]:
+            begun.clear()  # something else is counted now
         if not begun:
             begun.append((now, done))
         since, first = begun[0]
         rate = (done - first) / (now - since) if now > since else 0.0
         pace = ""
         if rate:
-            pace = f"{rate:,.0f} steps/s  {(total - done) / rate:.0f} s left  "
-        told = f"{done}/{total} steps  {pace}{best}"
+            digits = 0 if rate >= 10 else 1
+            pace = f"{rate:,.{digits}f} {unit}/s  {(total - done) / rate:.0f} s left  "
+        told = f"{done}/{total} {unit}  {pace}{best}"
         if terminal:
             filled = 24 * done // total
             bar = "█" * filled + "·" * (24 - filled)

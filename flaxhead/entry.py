@@ -1,0 +1,115 @@
+"""The one-line entry: embeddings and labels -> a head, chosen, fitted and ready."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from flaxhead.bundle import LoadedHead, load
+from flaxhead.config import (
+    LADDER,
+    Config,
+    DataConfig,
+    HeadConfig,
+    SelectionConfig,
+    TrainConfig,
+)
+from flaxhead.data import arrays
+from flaxhead.loop import run
+from flaxhead.report.progress import Display
+
+
+def fit(
+    embeddings: Any,
+    labels: Any,
+    *,
+    heads: str | HeadConfig | Sequence[HeadConfig] = "auto",
+    weights: Any = None,
+    groups: Any = None,
+    class_names: Sequence[str] | None = None,
+    metric: str = "auto",
+    rule: str = "one_standard_error",
+    folds: int = 5,
+    seed: int = 0,
+    backbone: str = "",
+    workdir: str | Path | None = None,
+    display: Display | None = None,
+) -> LoadedHead:
+    """Trains a head on embeddings: what kind, and how strongly regularised, is chosen.
+
+    Every candidate is fitted without each fold and scored on it; the winner is fitted
+    again on all rows. What to expect of it on new rows is in
+    `head.bundle.metrics["corrected"]`, with an interval that accounts for the choice.
+
+    Args:
+      embeddings: `[rows, dim]`, any float type.
+      labels: `[rows]` names or integers (a class each), or `[rows, classes]`.
+      heads: `auto` (nearest mean, ridge, logistic regression, MLP: the simplest within
+        one standard error of the best), the name of one head, or settings of heads.
+      weights: `[rows]`, 0 or more; None: all 1.
+      groups: `[rows]`; the rows of a group, such as a patient, stay in one fold.
+      class_names: what integer labels stand for.
+      metric: a name of `flaxhead.METRICS`, or `auto`.
+      rule: `one_standard_error`, or `best`.
+      folds: how many, 2 or more.
+      seed: of the folds, and of what is drawn at random.
+      backbone: name of the frozen model, recorded in the head.
+      workdir: where to keep the run, as `train.py` does; None: nowhere.
+      display: where to tell of progress; None: nowhere.
+
+    Returns:
+      What `flaxhead.load` gives: `logits`, `probabilities` and `predict` as pure
+      functions, the head, its parameters, and what is known of it.
+
+    Raises:
+      ValueError: for anything that training could not use as it is.
+
+    >>> from sklearn.datasets import load_iris
+    >>> x, y = load_iris(return_X_y=True)
+    >>> head = fit(x, y, heads="ridge")
+    >>> head.probabilities(x[:2]).shape
+    (2, 3)
+    """
+    ladder = LADDER
+    if isinstance(heads, HeadConfig):
+        ladder = (heads,)
+    elif not isinstance(heads, str):
+        ladder = tuple(heads)
+    elif heads != "auto":
+        ladder = (HeadConfig(heads),)
+    config = Config(
+        data=DataConfig(
+            source="arrays",
+            val_fraction=0.0,
+            test_fraction=0.0,
+            seed=seed,
+            backbone=backbone,
+        ),
+        heads=ladder,
+        train=TrainConfig(seeds=(seed,)),
+        selection=SelectionConfig(
+            metric=metric,
+            rule=rule,
+            folds=folds,
+            fold_by="stratified" if groups is None else "grouped",
+        ),
+    )
+    given = {
+        "embeddings": embeddings,
+        "labels": labels,
+        "weights": weights,
+        "groups": groups,
+        "class_names": class_names,
+    }
+    data = arrays(
+        {name: one for name, one in given.items() if one is not None},
+        config=config.data,
+    )
+    if workdir is not None:
+        run(config, workdir, data=data, display=display)
+        return load(Path(workdir) / "head")
+    with tempfile.TemporaryDirectory() as folder:
+        run(config, folder, data=data, display=display)
+        return load(Path(folder) / "head")

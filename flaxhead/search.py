@@ -1,0 +1,740 @@
+"""Whole fits compared on the rows that they did not see, and the winner fitted again.
+
+A fold is a vector of row weights, so every candidate of a head is fitted on every fold
+by one program; held-out rows are scored where they were fitted, and only sums, and one
+number a row and candidate, leave the device.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from flaxhead import build, heads, solvers
+from flaxhead.base import Array, Batch, Params
+from flaxhead.config import Config, HeadConfig
+from flaxhead.folds import lane_weights
+from flaxhead.metrics import (
+    METRICS,
+    ROW_METRICS,
+    Output,
+    ScoreSums,
+    auroc,
+    average_precision,
+    finish,
+    row_scores,
+    score_sums,
+    standard_error,
+)
+from flaxhead.parallel import Shares
+from flaxhead.selection import Candidate, Selection, grid_edges, select
+
+Tick = Callable[[int, int, str, str], None]
+"""`(done, total, text, unit)`, called between dispatches; it may raise to stop."""
+
+RANKING = {"auroc": auroc, "average_precision": average_precision}
+_LOGITS_AT_ONCE = 2**26
+_EXTENDED = ("C", "alpha")
+_EXTENSION = 3
+_LIMITS = 1e-9, 1e9
+
+
+class Question(NamedTuple):
+    """What is to be decided, apart from the rows.
+
+    Attributes:
+      config: all settings; its heads are the candidates.
+      classes: the number of logits.
+      task: `multiclass` or `multilabel`.
+      output: `softmax` or `sigmoid`.
+      metric: the name in `METRICS` to choose by.
+      class_weights: `[classes]`, or None.
+    """
+
+    config: Config
+    classes: int
+    task: str
+    output: Output
+    metric: str
+    class_weights: np.ndarray | None
+
+
+class Found(NamedTuple):
+    """The outcome of a search.
+
+    Attributes:
+      candidates: all that was tried, in order.
+      selection: the winner among them.
+      head: the settings of the winner's head.
+      params: the winner's parameters: fitted again on all rows if the settings say so.
+      statistics: `(mean, std)` of the rows, `[dim]` each.
+      held: `bool [rows]`, rows that some fold held out.
+      logits: `[rows, classes]`, the winner's for those rows, from fits without them.
+      totals: `[candidates, rows]`, what each row adds to the metric, by the fit without
+        it; None for a metric that is no mean over rows.
+      counts: `[rows]`, what each row counts in that mean.
+      warnings: sentences on grids whose edge won and on fits that did not converge.
+    """
+
+    candidates: list[Candidate]
+    selection: Selection
+    head: HeadConfig
+    params: Params
+    statistics: tuple[np.ndarray, np.ndarray]
+    held: np.ndarray
+    logits: np.ndarray
+    totals: np.ndarray | None
+    counts: np.ndarray
+    warnings: list[str]
+
+
+class Programs(NamedTuple):
+    """What is compiled for one head; a search on other rows of a shape uses it again.
+
+    Attributes:
+      name: of the head, unique within a search.
+      config: its settings.
+      shares: the devices that it runs on.
+      prepare: `(x, statistics) -> x`, what its parameters see.
+      score_fits: `(data, weights, held, hyperparameters, seeds) -> scores`.
+      fit_one: `(data, weights, hyperparameters, seed) -> params`.
+      predict_one: `(data, weights, held, hyperparameters, seed) -> logits`, of a fit.
+      apply: `(params, held) -> logits`.
+      path: the pieces of a path of solutions, or None.
+      score_path: `(params, lane, held) -> scores`, params `[candidates, lanes, ...]`.
+    """
+
+    name: str
+    config: HeadConfig
+    shares: Shares
+    prepare: Callable[..., Any]
+    score_fits: Callable[..., Any]
+    fit_one: Callable[..., Any]
+    predict_one: Callable[..., Any]
+    apply: Callable[..., Any]
+    path: Any
+    score_path: Callable[..., Any]
+
+
+class _Scores(NamedTuple):
+    """Of every candidate, over the rows held out in one lane."""
+
+    sums: ScoreSums
+    total: Any  # [candidates, rows]
+    count: Any  # [candidates, rows]
+    logits: Any  # [candidates, rows, classes], or ()
+
+
+class _Lane(NamedTuple):
+    """One fold: what it trains on and what it holds out."""
+
+    weights: Any  # placed
+    held: Any  # placed Batch, padded
+    numbers: np.ndarray  # of the held-out rows
+
+
+class _Pool(NamedTuple):
+    """The rows of one search as one head's programs want them, placed."""
+
+    data: Any
+    lanes: list[_Lane]
+    everything: Any  # the weights of a fit on all rows
+    stacked: Any  # weights [rows, lanes + 1], the last lane on all rows
+
+
+class _Evaluated(NamedTuple):
+    """The candidates of one grid, scored.
+
+    Attributes:
+      scores: `[candidates]`, of the metric.
+      totals: `[candidates, rows]`, 0 where not held out or no mean over rows.
+      counts: `[rows]`.
+      info: of every candidate, what its solver says.
+      params: `(candidate, lane) -> params`; lane -1 is the fit on all rows.
+      logits: `(candidate, lane) -> [held rows, classes]`.
+    """
+
+    scores: np.ndarray
+    totals: np.ndarray
+    counts: np.ndarray
+    info: list[dict[str, Any] | None]
+    params: Callable[[int, int], Params]
+    logits: Callable[[int, int], np.ndarray]
+
+
+def programs(question: Question, *, rows: int) -> list[Programs]:
+    """Builds what a search compiles, one entry a head.
+
+    Args:
+      question: what is to be decided.
+      rows: how many there are, from which the steps of gradient descent follow.
+    """
+    shared = Shares(question.config.train.devices)
+    # A trained head's minibatches are drawn from all rows, so they stay together.
+    alone = shared if shared.devices == 1 else Shares(1)
+    configs = question.config.heads
+    return [
+        _programs(
+            question, name, head, rows, shared if head.name in build.SOLVED else alone
+        )
+        for name, head in zip(head_names(configs), configs, strict=True)
+    ]
+
+
+def head_names(configs: tuple[HeadConfig, ...]) -> list[str]:
+    """A name for each head, unique within the run."""
+    names = [
+        f"mlp-{head.width}x{head.depth}" if head.name == "mlp" else head.name
+        for head in configs
+    ]
+    return [
+        name if names.count(name) == 1 else f"{name}#{number}"
+        for number, name in enumerate(names)
+    ]
+
+
+def _programs(
+    question: Question, name: str, head: HeadConfig, rows: int, shares: Shares
+) -> Programs:
+    made = build.bare_head(head, classes=question.classes)
+    axis = shares.axis
+    fit = build.make_fit(
+        question.config,
+        head,
+        task=question.task,
+        classes=question.classes,
+        rows=rows,
+        class_weights=question.class_weights,
+        axis=axis,
+    )
+
+    def prepare(x: Any, statistics: Any) -> Array:
+        return build.features(head, statistics)(x)
+
+    def fit_one(data: Batch, weights: Array, hyperparameters: Any, seed: Array) -> Any:
+        return fit(data, weights, hyperparameters, jax.random.key(seed))
+
+    def apply(params: Params, held: Batch) -> Array:
+        return made.apply(params, held.x)
+
+    def predict_one(
+        data: Batch, weights: Array, held: Batch, hyperparameters: Any, seed: Array
+    ) -> Array:
+        return apply(fit_one(data, weights, hyperparameters, seed), held)
+
+    def score_fits(
+        data: Batch, weights: Array, held: Batch, hyperparameters: Any, seeds: Array
+    ) -> _Scores:
+        def one(hyperparameters: Any, seed: Array) -> _Scores:
+            logits = predict_one(data, weights, held, hyperparameters, seed)
+            return _score(question, logits, held, axis)
+
+        return jax.vmap(one)(hyperparameters, seeds)
+
+    def score_path(params: Params, lane: Array, held: Batch) -> _Scores:
+        def one(params: Params) -> _Scores:
+            return _score(question, apply(params, held), held, axis)
+
+        return jax.lax.map(one, jax.tree.map(lambda leaf: leaf[:, lane], params))
+
+    if question.config.selection.fold_by == "leave_one_out":
+        predict_one, score_fits = _leave_one_out(question, axis)
+    path = None
+    if head.name == "logistic":
+        path = solvers.logistic_pieces(
+            question.classes,
+            output=question.output,
+            tolerance=head.tolerance,
+            class_weights=question.class_weights,
+            axis=axis,
+        )
+    return Programs(
+        name,
+        head,
+        shares,
+        prepare,
+        score_fits,
+        fit_one,
+        predict_one,
+        apply,
+        path,
+        score_path,
+    )
+
+
+def _leave_one_out(question: Question, axis: str | None) -> tuple[Any, Any]:
+    """`predict_one` and `score_fits` of ridge, each row predicted without itself."""
+    fit = solvers.ridge_leave_one_out(
+        question.classes,
+        output=question.output,
+        class_weights=question.class_weights,
+        axis=axis,
+    )
+
+    def predict_one(
+        data: Batch, weights: Array, held: Batch, hyperparameters: Any, seed: Array
+    ) -> Array:
+        del held
+        return fit(data, weights, hyperparameters, jax.random.key(seed))[1]
+
+    def score_fits(
+        data: Batch, weights: Array, held: Batch, hyperparameters: Any, seeds: Array
+    ) -> _Scores:
+        def one(hyperparameters: Any) -> _Scores:
+            logits = predict_one(data, weights, held, hyperparameters, seeds[0])
+            return _score(question, logits, held, axis)
+
+        return jax.lax.map(one, hyperparameters)
+
+    return predict_one, score_fits
+
+
+def _score(question: Question, logits: Array, held: Batch, axis: str | None) -> _Scores:
+    output, metric = question.output, question.metric
+    sums = score_sums(logits, held.labels, held.weights, output=output)
+    total = count = jnp.zeros(held.weights.shape)
+    if metric in ROW_METRICS:
+        total, count = row_scores(metric, logits, held.labels, output=output)
+    kept = logits if metric in RANKING else ()
+    return _Scores(jax.lax.psum(sums, axis) if axis else sums, total, count, kept)
+
+
+def search(
+    question: Question,
+    rows: Batch,
+    fold: np.ndarray,
+    *,
+    folds: int,
+    programs: list[Programs],
+    tick: Tick = lambda *_: None,
+) -> Found:
+    """Fits every candidate without each fold, chooses by the held-out rows, fits again.
+
+    Input statistics are those of all the rows given, without their labels.
+
+    Args:
+      question: what is to be decided.
+      rows: all rows to train on and to choose by, in host memory.
+      fold: `int32 [rows]`, the fold that holds a row out. -1: the row is absent;
+        `folds` or more: it is in every fit. By leave-one-out every present row is held
+        out.
+      folds: how many there are.
+      programs: from `programs`, for as many rows.
+      tick: told how far it is.
+
+    Raises:
+      ValueError: where no candidate can win.
+    """
+    rows = rows._replace(weights=rows.weights * (fold >= 0).astype(np.float32))
+    mean, std = (np.asarray(one) for one in heads.statistics(rows.x, rows.weights))
+    pools = [_pool(question, one, rows, fold, folds, (mean, std)) for one in programs]
+    batch = min(question.config.train.batch_size, len(rows.labels))
+    grids = [build.grid(question.config, one.config, batch) for one in programs]
+    expected = sum(len(grid) for grid in grids)
+    candidates: list[Candidate] = []
+    origins: list[tuple[int, _Evaluated, int]] = []  # head, its grid, place in the grid
+
+    def best() -> str:
+        scores = [one.score for one in candidates if math.isfinite(one.score)]
+        if not scores:
+            return ""
+        greater = METRICS[question.metric].greater_is_better
+        return f"best {question.metric} {max(scores) if greater else min(scores):.4f}"
+
+    def add(number: int, grid: list[dict[str, float]]) -> None:
+        """Evaluates more candidates of one head."""
+        before = len(candidates)
+        whole = max(expected, before + len(grid))
+
+        def progress(share: float) -> None:
+            tick(before + int(share * len(grid)), whole, best(), "candidates")
+
+        one, pool = programs[number], pools[number]
+        evaluate = _evaluate_fits if one.path is None else _evaluate_path
+        evaluated = evaluate(question, one, pool, grid, rows, progress)
+        for place, hyperparameters in enumerate(grid):
+            candidates.append(
+                Candidate(
+                    index=len(candidates),
+                    head=one.name,
+                    hyperparameters=hyperparameters,
+                    complexity=_complexity(one.config),
+                    score=float(evaluated.scores[place]),
+                    standard_error=_standard_error(evaluated, place, rows.weights),
+                    best_step=0,
+                    diverged_at=None,
+                    solver=evaluated.info[place],
+                )
+            )
+            origins.append((number, evaluated, place))
+        progress(1.0)
+
+    def choose() -> Selection:
+        metric, rule = question.metric, question.config.selection.rule
+        if rule == "one_standard_error" and metric not in ROW_METRICS:
+            best = select(candidates, metric=metric).winner
+            number, evaluated, place = origins[best]
+            error = standard_error(
+                metric,
+                _held_logits(question, pools[number], evaluated, place, len(fold)),
+                rows.labels,
+                rows.weights * (fold < max(folds, 1)),
+                output=question.output,
+            )
+            candidates[best] = replace(candidates[best], standard_error=error)
+        return select(candidates, metric=metric, rule=rule)
+
+    for number, grid in enumerate(grids):
+        add(number, grid)
+    selection = choose()
+    for _ in range(question.config.selection.extend):
+        more = _beyond(selection.winner, candidates)
+        if not more:
+            break
+        add(origins[selection.winner][0], more)
+        selection = choose()
+
+    number, evaluated, place = origins[selection.winner]
+    again = question.config.selection.refit or len(pools[number].lanes) > 1
+    totals = None
+    if question.metric in ROW_METRICS:
+        totals = np.stack([grid.totals[place] for _, grid, place in origins])
+    return Found(
+        candidates=candidates,
+        selection=selection,
+        head=programs[number].config,
+        params=evaluated.params(place, -1 if again else 0),
+        statistics=(mean, std),
+        held=(fold >= 0) & (fold < max(folds, 1)),
+        logits=_held_logits(question, pools[number], evaluated, place, len(fold)),
+        totals=totals,
+        counts=evaluated.counts,
+        warnings=_warnings(selection.winner, candidates),
+    )
+
+
+def fit_default(question: Question, rows: Batch, *, programs: list[Programs]) -> Found:
+    """Fits the first head with the middle of its grid: nothing is chosen.
+
+    Args:
+      question: what would be decided.
+      rows: all rows, in host memory; those of weight 0 are absent.
+      programs: from `programs`, for as many rows.
+    """
+    one = programs[0]
+    grid = build.grid(question.config, one.config, len(rows.labels))
+    middle = grid[len(grid) // 2]
+    given = heads.statistics(rows.x, rows.weights)
+    statistics = np.asarray(given[0]), np.asarray(given[1])
+    columns, seeds = _columns(one.config, [middle])
+    mine = {name: column[0] for name, column in columns.items()}
+    shares = one.shares
+    params = shares.call(
+        one.fit_one,
+        _place(one, rows, statistics),
+        shares.rows(np.ones(len(rows.labels), np.float32)),
+        *shares.everywhere((mine, seeds[0])),
+    )
+    nothing = np.zeros(len(rows.labels), np.float32)
+    candidate = Candidate(
+        0, one.name, middle, _complexity(one.config), math.nan, None, 0, None
+    )
+    return Found(
+        candidates=[candidate],
+        selection=Selection(0, [0]),
+        head=one.config,
+        params=shares.first(params),
+        statistics=statistics,
+        held=nothing > 0,
+        logits=np.zeros((len(nothing), question.classes), np.float32),
+        totals=None,
+        counts=nothing,
+        warnings=[],
+    )
+
+
+def predict(found: Found, rows: Batch, *, programs: list[Programs]) -> np.ndarray:
+    """Returns the winner's logits `[rows, classes]` of other rows."""
+    one = next(one for one in programs if one.config == found.head)
+    placed = _place(one, rows, found.statistics)
+    params = one.shares.everywhere(found.params)
+    logits = one.shares.call(one.apply, params, placed)
+    return one.shares.whole(logits, len(rows.labels))
+
+
+def _place(
+    one: Programs, rows: Batch, statistics: tuple[np.ndarray, np.ndarray]
+) -> Any:
+    """Places rows as the parameters of one head see them."""
+    placed = one.shares.rows(rows)
+    if build.untouched(one.config):
+        return placed
+    given = one.shares.everywhere(statistics)
+    return placed._replace(x=one.shares.call(one.prepare, placed.x, given))
+
+
+def _pool(
+    question: Question,
+    one: Programs,
+    rows: Batch,
+    fold: np.ndarray,
+    folds: int,
+    statistics: tuple[np.ndarray, np.ndarray],
+) -> _Pool:
+    """Places the rows, and each fold's, as the parameters of one head see them."""
+    shares = one.shares
+    data = _place(one, rows, statistics)
+    everything = shares.rows((fold >= 0).astype(np.float32))
+    if question.config.selection.fold_by == "leave_one_out":
+        lanes = [_Lane(everything, data, np.flatnonzero(fold >= -1))]
+        return _Pool(data, lanes, everything, None)
+    weights = lane_weights(fold, folds, refit=True)
+    # Folds of one size, so that one program serves all; some room, so that it also
+    # serves the next search on about as many.
+    held_rows = [int((fold == lane).sum()) for lane in range(folds)]
+    largest = -(-max(held_rows) // 64) * 64
+    lanes = []
+    for lane in range(folds):
+        index = np.flatnonzero(fold == lane)
+        held = jax.tree.map(lambda leaf, of=index: _padded(leaf[of], largest), rows)
+        lanes.append(
+            _Lane(shares.rows(weights[:, lane]), _place(one, held, statistics), index)
+        )
+    return _Pool(data, lanes, everything, shares.rows(weights))
+
+
+def _padded(leaf: np.ndarray, rows: int) -> np.ndarray:
+    """With zeros: rows of weight 0."""
+    return np.pad(leaf, [(0, rows - len(leaf)), *[(0, 0)] * (leaf.ndim - 1)])
+
+
+def _evaluate_fits(
+    question: Question,
+    one: Programs,
+    pool: _Pool,
+    grid: list[dict[str, float]],
+    rows: Batch,
+    progress: Callable[[float], None],
+) -> _Evaluated:
+    """Scores candidates that are fitted one by one, or side by side under vmap."""
+    shares = one.shares
+    columns, seeds = _columns(one.config, grid)
+    held = max(len(lane.numbers) for lane in pool.lanes)
+    block = max(1, _LOGITS_AT_ONCE // (held * question.classes))
+    if question.config.selection.fold_by == "leave_one_out":
+        block = len(grid)
+    block = -(-len(grid) // -(-len(grid) // block))
+    collect = _Collect(question, len(grid), rows)
+    done, calls = 0, len(range(0, len(grid), block)) * len(pool.lanes)
+    for first in range(0, len(grid), block):
+        # The last block is filled up with its last candidate: one shape.
+        part = np.minimum(np.arange(first, first + block), len(grid) - 1)
+        hyperparameters = {name: column[part] for name, column in columns.items()}
+        settings = shares.everywhere((hyperparameters, seeds[part]))
+        for lane in pool.lanes:
+            scores = shares.call(
+                one.score_fits, pool.data, lane.weights, lane.held, *settings
+            )
+            collect.add(shares, scores, lane.numbers, first)
+            done += 1
+            progress(done / calls)
+
+    def settings_of(place: int) -> Any:
+        mine = {name: column[place] for name, column in columns.items()}
+        return shares.everywhere((mine, seeds[place]))
+
+    def params(place: int, lane: int) -> Params:
+        weights = pool.everything if lane < 0 else pool.lanes[lane].weights
+        return shares.first(
+            shares.call(one.fit_one, pool.data, weights, *settings_of(place))
+        )
+
+    def logits(place: int, lane: int) -> np.ndarray:
+        mine = pool.lanes[lane]
+        out = shares.call(
+            one.predict_one, pool.data, mine.weights, mine.held, *settings_of(place)
+        )
+        return shares.whole(out, len(mine.numbers))
+
+    return collect.finish([None] * len(grid), params, logits)
+
+
+def _evaluate_path(
+    question: Question,
+    one: Programs,
+    pool: _Pool,
+    grid: list[dict[str, float]],
+    rows: Batch,
+    progress: Callable[[float], None],
+) -> _Evaluated:
+    """Scores candidates that are solved one from another, all folds side by side."""
+    shares, path = one.shares, one.path
+    columns, _ = _columns(one.config, grid)
+    strengths = shares.everywhere(columns["C"])
+    state = shares.call(path.start, pool.data, pool.stacked, strengths)
+    while True:
+        state = shares.call(
+            path.advance, state, pool.data, pool.stacked, strengths, np.int32(64)
+        )
+        share = float(shares.first(shares.call(path.share, state)))
+        progress(share)
+        if share >= 1:
+            break
+    solved, info = shares.call(path.solution, state)
+    info = shares.first(info)
+    collect = _Collect(question, len(grid), rows)
+    for number, lane in enumerate(pool.lanes):
+        scores = shares.call(one.score_path, solved, np.int32(number), lane.held)
+        collect.add(shares, scores, lane.numbers, 0)
+    solved_here = shares.first(solved)
+
+    def params(place: int, lane: int) -> Params:
+        return jax.tree.map(lambda leaf: leaf[place, lane], solved_here)
+
+    def logits(place: int, lane: int) -> np.ndarray:
+        mine = shares.everywhere(params(place, lane))
+        held = pool.lanes[lane]
+        return shares.whole(shares.call(one.apply, mine, held.held), len(held.numbers))
+
+    told = [
+        {name: one[place, -1].item() for name, one in info._asdict().items()}
+        for place in range(len(grid))
+    ]
+    return collect.finish(told, params, logits)
+
+
+class _Collect:
+    """Puts together what the lanes say of a grid's candidates, on the host."""
+
+    def __init__(self, question: Question, candidates: int, rows: Batch):
+        count = len(rows.labels)
+        self.question, self.rows = question, rows
+        self.sums: dict[int, Any] = {}  # by the first candidate of a block
+        self.totals = np.zeros((candidates, count), np.float32)
+        self.counts = np.zeros(count, np.float32)
+        self.held = np.zeros(count, bool)
+        self.logits = None
+        if question.metric in RANKING:
+            self.logits = np.zeros((candidates, count, question.classes), np.float32)
+
+    def add(
+        self, shares: Shares, scores: _Scores, index: np.ndarray, first: int
+    ) -> None:
+        """Takes the scores of one lane and of a block of candidates."""
+        sums = shares.first(scores.sums)
+        before = self.sums.get(first)
+        self.sums[first] = (
+            sums if before is None else jax.tree.map(np.add, before, sums)
+        )
+        total, count = shares.whole((scores.total, scores.count), len(index), axis=1)
+        block = slice(first, min(first + len(total), len(self.totals)))
+        size = block.stop - first
+        self.totals[block, index] = total[:size]
+        self.counts[index] = count[0]
+        self.held[index] = True
+        if self.logits is not None:
+            logits = shares.whole(scores.logits, len(index), axis=1)
+            self.logits[block, index] = logits[:size]
+
+    def finish(self, info: Any, params: Any, logits: Any) -> _Evaluated:
+        """Divides, once."""
+        question = self.question
+        blocks = [self.sums[first] for first in sorted(self.sums)]
+        sums = jax.tree.map(lambda *leaves: np.concatenate(leaves), *blocks)
+        if self.logits is None:
+            scores = np.asarray(finish(sums)[question.metric])[: len(self.totals)]
+        else:
+            labels, weights = self.rows.labels[self.held], self.rows.weights[self.held]
+            scores = np.array(
+                [
+                    _rank(question, one[self.held], labels, weights)
+                    for one in self.logits
+                ]
+            )
+        return _Evaluated(scores, self.totals, self.counts, info, params, logits)
+
+
+def _rank(question: Question, logits: np.ndarray, labels: Any, weights: Any) -> float:
+    if not np.isfinite(logits).all():
+        return math.nan
+    softmax = question.output == "softmax"
+    probabilities = jax.nn.softmax(logits) if softmax else jax.nn.sigmoid(logits)
+    return RANKING[question.metric](np.asarray(probabilities), labels, weights)
+
+
+def _columns(
+    config: HeadConfig, grid: list[dict[str, float]]
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """The hyperparameters as arrays, and the seeds."""
+    seeds = np.array([one.get("seed", 0) for one in grid], np.uint32)
+    if config.name in build.SOLVED:
+        names = grid[0]
+        return {
+            name: np.array([one[name] for one in grid], np.float32) for name in names
+        }, seeds
+    return build.swept(grid), seeds
+
+
+def _held_logits(
+    question: Question, pool: _Pool, evaluated: _Evaluated, place: int, rows: int
+) -> np.ndarray:
+    """One candidate's logits of every held-out row; 0 where none held it out."""
+    logits = np.zeros((rows, question.classes), np.float32)
+    for number, lane in enumerate(pool.lanes):
+        logits[lane.numbers] = evaluated.logits(place, number)
+    return logits
+
+
+def _complexity(config: HeadConfig) -> int:
+    order = build.SIMPLICITY
+    return order.index(config.name) if config.name in order else len(order)
+
+
+def _standard_error(evaluated: _Evaluated, place: int, weights: Any) -> float | None:
+    """Of a weighted mean over rows, by the spread about it; None for other metrics."""
+    weights = np.asarray(weights, np.float64)
+    count = weights @ evaluated.counts
+    if not count:
+        return None
+    total = evaluated.totals[place]
+    residual = weights * (total - evaluated.scores[place] * evaluated.counts)
+    return float(np.sqrt(residual @ residual) / count)
+
+
+def _beyond(winner: int, candidates: list[Candidate]) -> list[dict[str, float]]:
+    """Candidates past the edge that the winner lies on, in the grid's own ratio."""
+    best = candidates[winner]
+    for name in _EXTENDED:
+        if name not in best.hyperparameters:
+            continue
+        own = [one for one in candidates if one.head == best.head]
+        tried = sorted({one.hyperparameters[name] for one in own})
+        value = best.hyperparameters[name]
+        if len(tried) < 2 or value not in (tried[0], tried[-1]):
+            continue
+        ratio = tried[1] / tried[0] if value == tried[0] else tried[-1] / tried[-2]
+        power = range(-_EXTENSION, 0) if value == tried[0] else range(1, 1 + _EXTENSION)
+        more = [value * ratio**step for step in power]
+        return [
+            {**best.hyperparameters, name: one}
+            for one in more
+            if _LIMITS[0] <= one <= _LIMITS[1]
+        ]
+    return []
+
+
+def _warnings(winner: int, candidates: list[Candidate]) -> list[str]:
+    unsolved = [
+        f"candidate {one.index} ({one.head}, C {one.hyperparameters['C']:g}) stopped "
+        f"after {one.solver['iterations']} iterations at a gradient norm of "
+        f"{one.solver['gradient_norm']:.2g}"
+        for one in candidates
+        if one.solver and not one.solver["converged"]
+    ]
+    return grid_edges(winner, candidates) + unsolved

@@ -1,0 +1,322 @@
+"""Many L-BFGS runs side by side, each going along its own path of penalties.
+
+A *unit* minimises `loss(params) + penalty / 2 * |params|^2` for one penalty after the
+other. One iteration of the loop is one evaluation for all units at once, which is where
+the time goes; what a unit does with its own is decided by arrays, with no inner loop.
+A unit that is done with a penalty goes on to its next in the same iteration, so that
+none waits for another.
+
+The inverse Hessian starts from a diagonal and carries its pairs of steps and gradient
+differences over to the next penalty: the pairs hold differences of the loss's gradient
+alone, to which the penalty's share is added where they are used. A path is smooth in
+the logarithm of the penalty, so the first step towards a new one goes on along the line
+through the last two solutions, if that is downhill.
+
+Source: Nocedal and Wright, 2006, "Numerical optimization", section 7.2; the acceptance
+of steps whose change is lost in rounding: Hager and Zhang, 2005, "A new conjugate
+gradient method with guaranteed descent and an efficient line search".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from flaxhead.base import Array
+
+_MEMORY = 10
+_DECREASE = 1e-4
+# Losses that differ by less, relatively, may be the same but for rounding.
+_ROUNDING = 1e-6
+_MAX_REJECTIONS = 10
+
+
+class Info(NamedTuple):
+    """How each problem of the path ended, `[penalties, units]`.
+
+    Attributes:
+      iterations: evaluations.
+      gradient_norm: of the whole objective, in the metric of the inverse Hessian, as a
+        share of the objective: the relative excess over the minimum is about its square
+        over 2.
+      objective: `loss + penalty / 2 * |params|^2`.
+      converged: whether the norm is within the tolerance.
+    """
+
+    iterations: Array
+    gradient_norm: Array
+    objective: Array
+    converged: Array
+
+
+class State(NamedTuple):
+    """Where every unit is, arrays only; `[units]` leading, or as said.
+
+    Attributes:
+      evaluations: `int32 []`, how many there were, each for all units.
+      position: which penalty a unit is at; the number of penalties when it is done.
+      spent: evaluations at this penalty.
+      rejections: trials turned down since the last that was not.
+      params: the best so far.
+      loss: at `params`, without the penalty.
+      gradient: the loss's.
+      previous: the solution for the penalty before.
+      direction: what the next trial adds to `params`.
+      steps: `[memory, units, ...]`, the latest differences of trials to `params`.
+      changes: what the loss's gradient changed by in each.
+      products: `[memory, units]`, of a step and its change.
+      squares: `[memory, units]`, of a step, its penalised part.
+      solutions: `[penalties, units, ...]`.
+      info: of each solution.
+    """
+
+    evaluations: Array
+    position: Array
+    spent: Array
+    rejections: Array
+    params: Array
+    loss: Array
+    gradient: Array
+    previous: Array
+    direction: Array
+    steps: Array
+    changes: Array
+    products: Array
+    squares: Array
+    solutions: Array
+    info: Info
+
+
+class Curve(NamedTuple):
+    """What is minimised.
+
+    Attributes:
+      evaluate: `params -> (loss [units], gradient [units, ...])`.
+      curvature: the loss's Hessian's diagonal, roughly, as `params`.
+      penalised: 1 where a parameter is penalised, 0 where not, `[dim]`.
+      penalties: `[penalties, units]`, descending.
+    """
+
+    evaluate: Callable[[Array], tuple[Array, Array]]
+    curvature: Array
+    penalised: Array
+    penalties: Array
+
+
+def start(params: Array, penalties: int) -> State:
+    """Returns the state before the first evaluation, which will be at `params`."""
+    units = len(params)
+    zeros = jnp.zeros(units, jnp.int32)
+    memory = jnp.zeros((_MEMORY, *params.shape), params.dtype)
+    numbers = jnp.zeros((penalties, units))
+    info = Info(numbers.astype(jnp.int32), numbers, numbers, numbers > 0)
+    return State(
+        evaluations=jnp.int32(0),
+        position=zeros,
+        spent=zeros,
+        rejections=zeros,
+        params=params,
+        loss=jnp.full(units, jnp.inf),
+        gradient=jnp.zeros_like(params),
+        previous=params,
+        direction=jnp.zeros_like(params),
+        steps=memory,
+        changes=memory,
+        products=jnp.zeros((_MEMORY, units)),
+        squares=jnp.zeros((_MEMORY, units)),
+        solutions=jnp.zeros((penalties, *params.shape), params.dtype),
+        info=info,
+    )
+
+
+def done(state: State) -> Array:
+    """Whether every unit is through its path, `bool []`."""
+    return jnp.all(state.position >= state.solutions.shape[0])
+
+
+def advance(
+    curve: Curve,
+    state: State,
+    evaluations: int | Array,
+    *,
+    tolerance: float | Array,
+    max_iterations: int | Array,
+) -> State:
+    """Goes on for so many evaluations, or until every unit is done.
+
+    Args:
+      curve: what is minimised.
+      state: where it was left.
+      evaluations: at most so many, each for all units; may be traced.
+      tolerance: of `Info.gradient_norm`.
+      max_iterations: evaluations a penalty, after which a unit goes on to the next.
+
+    Returns:
+      The state after them.
+    """
+    last = state.evaluations + evaluations
+
+    def unfinished(state: State) -> Array:
+        return ~done(state) & (state.evaluations < last)
+
+    return lax.while_loop(
+        unfinished,
+        lambda state: _iterate(curve, state, tolerance, max_iterations),
+        state,
+    )
+
+
+def _iterate(
+    curve: Curve, state: State, tolerance: float | Array, max_iterations: int | Array
+) -> State:
+    count, units = curve.penalties.shape
+    each = jnp.arange(units)
+    penalty = curve.penalties[jnp.minimum(state.position, count - 1), each]
+
+    def total(params: Array, loss: Array, gradient: Array) -> tuple[Array, Array]:
+        shrunk = curve.penalised * params
+        value = loss + penalty / 2 * _dot(shrunk, params)
+        return value, gradient + _over(penalty, params) * shrunk
+
+    value, slope = total(state.params, state.loss, state.gradient)
+    # A trial, and what it tells.
+    trial = state.params + state.direction
+    loss, gradient = curve.evaluate(trial)
+    trial_value, trial_slope = total(trial, loss, gradient)
+    before = _dot(slope, state.direction)
+    after = _dot(trial_slope, state.direction)
+    # The problem is convex: where it still goes down at the trial, it went down all of
+    # the way, whatever rounding makes of the values.
+    accepted = (
+        (trial_value <= value + _DECREASE * before)
+        | (after <= 0)
+        | ((trial_value <= value * (1 + _ROUNDING)) & (after <= -0.9 * before))
+    )
+    accepted &= jnp.isfinite(trial_value) & jnp.isfinite(after)
+    active = state.position < count
+
+    # Of a rejected trial the pair holds just as well, and shortens the next step.
+    change = gradient - state.gradient
+    product = _dot(state.direction, change)
+    slot = state.evaluations % _MEMORY
+    useful = active & jnp.isfinite(product)
+    useful &= product > 1e-7 * _dot(state.direction, state.direction) ** 0.5 * (
+        _dot(change, change) ** 0.5
+    )
+    kept = _over(useful, change)
+    steps = state.steps.at[slot].set(jnp.where(kept, state.direction, 0))
+    changes = state.changes.at[slot].set(jnp.where(kept, change, 0))
+    products = state.products.at[slot].set(jnp.where(useful, product, 0))
+    square = _dot(curve.penalised * state.direction, state.direction)
+    squares = state.squares.at[slot].set(jnp.where(useful, square, 0))
+
+    taken = active & accepted
+    params = jnp.where(_over(taken, trial), trial, state.params)
+    loss = jnp.where(taken, loss, state.loss)
+    gradient = jnp.where(_over(taken, trial), gradient, state.gradient)
+    slope = jnp.where(_over(taken, trial), trial_slope, slope)
+    value = jnp.where(taken, trial_value, value)
+    rejections = jnp.where(accepted, 0, state.rejections + 1)
+    spent = state.spent + active
+
+    direction = -_inverse_hessian(
+        curve, steps, changes, products, squares, slot, penalty, slope
+    )
+    # Half of it is what a Newton step would gain.
+    norm = jnp.sqrt(-_dot(slope, direction) / jnp.where(value > 0, value, 1))
+    converged = norm <= tolerance
+    leaves = converged | (spent >= max_iterations) | (rejections > _MAX_REJECTIONS)
+
+    def record(all_of_it: Array, new: Array) -> Array:
+        # A unit that is done is at a position that there is not: nothing is written.
+        return all_of_it.at[state.position, each].set(new, mode="drop")
+
+    solutions = record(state.solutions, params)
+    info = jax.tree.map(record, state.info, Info(spent, norm, value, converged))
+
+    # Towards the next penalty: along the line through the last two solutions.
+    position = state.position + (active & leaves)
+    following = curve.penalties[jnp.minimum(position, count - 1), each]
+    latest = curve.penalties[jnp.maximum(position - 2, 0), each]
+    ratio = jnp.log(penalty / following) / jnp.maximum(jnp.log(latest / penalty), 1e-3)
+    secant = _over(ratio, params) * (params - state.previous)
+    next_slope = gradient + _over(following, params) * curve.penalised * params
+    downhill = (position >= 2) & (_dot(next_slope, secant) < 0)
+    steepest = -next_slope / _diagonal(curve, following)
+    secant = jnp.where(_over(downhill, secant), secant, steepest)
+    # Every rejection in a row halves the next step once more.
+    direction = direction * _over(0.5 ** jnp.maximum(rejections - 1, 0), direction)
+    moved = active & leaves
+    direction = jnp.where(_over(moved, secant), secant, direction)
+    return State(
+        evaluations=state.evaluations + 1,
+        position=position,
+        spent=jnp.where(moved, 0, spent),
+        rejections=jnp.where(moved, 0, rejections),
+        params=params,
+        loss=loss,
+        gradient=gradient,
+        previous=jnp.where(_over(moved, params), params, state.previous),
+        direction=direction,
+        steps=steps,
+        changes=changes,
+        products=products,
+        squares=squares,
+        solutions=solutions,
+        info=info,
+    )
+
+
+def _inverse_hessian(
+    curve: Curve,
+    steps: Array,
+    changes: Array,
+    products: Array,
+    squares: Array,
+    slot: Array,
+    penalty: Array,
+    vector: Array,
+) -> Array:
+    """The two loops, over the pairs from the newest to the oldest, and back."""
+    products = products + penalty * squares
+    inverse = jnp.where(products > 0, 1 / jnp.where(products > 0, products, 1), 0)
+    ridge = _over(penalty, vector) * curve.penalised
+
+    def backwards(number: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+        vector, factors = carry
+        index = (slot - number) % _MEMORY
+        factor = inverse[index] * _dot(steps[index], vector)
+        change = changes[index] + ridge * steps[index]
+        return vector - _over(factor, vector) * change, factors.at[index].set(factor)
+
+    vector, factors = lax.fori_loop(
+        0, _MEMORY, backwards, (vector, jnp.zeros_like(products))
+    )
+    vector = vector / _diagonal(curve, penalty)
+
+    def forwards(number: Array, vector: Array) -> Array:
+        index = (slot + 1 + number) % _MEMORY
+        change = changes[index] + ridge * steps[index]
+        factor = factors[index] - inverse[index] * _dot(change, vector)
+        return vector + _over(factor, vector) * steps[index]
+
+    return lax.fori_loop(0, _MEMORY, forwards, vector)
+
+
+def _diagonal(curve: Curve, penalty: Array) -> Array:
+    diagonal = curve.curvature + _over(penalty, curve.curvature) * curve.penalised
+    return jnp.where(diagonal > 0, diagonal, 1)
+
+
+def _dot(left: Array, right: Array) -> Array:
+    """Unit by unit, `[units]`."""
+    return jnp.sum(left * right, axis=tuple(range(1, left.ndim)))
+
+
+def _over(numbers: Array, like: Array) -> Array:
+    """Numbers a unit, in the shape that goes with its parameters."""
+    return numbers.reshape(-1, *[1] * (like.ndim - 1))

@@ -1,0 +1,557 @@
+"""Logistic regression with an L2 penalty, solved exactly along a path of penalties.
+
+It minimises scikit-learn's objective, `|W|^2 / 2 + C * sum_i w_i loss_i`, with the
+intercept free. Folds, bootstraps and the fit to all rows are *lanes*: vectors of row
+weights that share each product with the embeddings.
+
+The features are turned into their principal axes once. There `1 / (p_c s_j + penalty)`,
+of the share of a class and the variance of an axis, is close to the inverse Hessian for
+every penalty, and L-BFGS (`lbfgs.py`) starts from it. A lane's numbers depend on no
+other lane.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.typing import ArrayLike
+
+from flaxhead.base import Array, Batch, Fit, Hyperparameters, Params
+from flaxhead.metrics import Output
+from flaxhead.moments import class_moments, divisor, exact, sum_rows
+from flaxhead.solvers import lbfgs
+
+TOLERANCE = 1e-2
+# A class that a lane has no row of: its intercept would be minus infinity.
+_RAREST = 1e-10
+# Variances below this share of the largest are the rounding of the decomposition.
+_FLATTEST = 1e-7
+
+
+class PathInfo(NamedTuple):
+    """How each solution of a path ended, `[C, lanes]`.
+
+    Attributes:
+      iterations: `int32`, evaluations of the objective and its gradient.
+      gradient_norm: of the objective's gradient, in the metric of the inverse Hessian
+        as L-BFGS knows it, relative: the root of `g' H^-1 g / objective`. Half its
+        square is about the share by which the objective is above its minimum.
+      objective: `|W|^2 / 2 + C * sum_i w_i loss_i`.
+      converged: `bool`, whether the norm is within the tolerance. False where the
+        iterations ran out, or rounding left no step that helps.
+    """
+
+    iterations: Array
+    gradient_norm: Array
+    objective: Array
+    converged: Array
+
+
+class PathState(NamedTuple):
+    """A path under way, arrays only, the same on every device.
+
+    Attributes:
+      mean: `[dim]`, of the features.
+      axes: `[dim, dim]`, their principal axes in columns.
+      totals: `[units]`, the sum of each unit's weights. A unit is what steps on its
+        own: a lane, or with independent labels one label of a lane.
+      curvature: `[units, classes, dim + 1]`, the Hessian's diagonal, roughly.
+      C: `[C]`, ascending.
+      place: `[C]`, where each `C` as given is among them.
+      search: the state of the search.
+    """
+
+    mean: Array
+    axes: Array
+    totals: Array
+    curvature: Array
+    C: Array
+    place: Array
+    search: lbfgs.State
+
+
+class LogisticPieces(NamedTuple):
+    """The programs of a path, each pure, to be compiled and called in turn.
+
+    Attributes:
+      start: `(data, weights [rows, lanes], C) -> state`.
+      advance: `(state, data, weights, C, evaluations=16) -> state`, at most so many
+        evaluations on.
+      share: `(state) -> float32 []`, how much of the path is behind; 1: all of it.
+      solution: `(state) -> (params, info)`: the parameters of `heads.linear`,
+        `[C, lanes]` leading, and a `PathInfo`.
+    """
+
+    start: Callable[[Batch, Array, Array], PathState]
+    advance: Callable[..., PathState]
+    share: Callable[[PathState], Array]
+    solution: Callable[[PathState], tuple[Params, PathInfo]]
+
+
+class _Rows(NamedTuple):
+    """Rows as the objective takes them, `[rows]` leading.
+
+    Attributes:
+      x: `[rows, dim]`, of any float type.
+      labels: class numbers, or `[rows, classes]` targets without NaN.
+      entries: `[rows, classes]`, the weight of each label of a row, or None.
+      weights: `[rows, lanes]`.
+    """
+
+    x: Array
+    labels: Array
+    entries: Array | None
+    weights: Array
+
+
+def logistic(
+    classes: int,
+    *,
+    output: Output = "softmax",
+    tolerance: float | Array = TOLERANCE,
+    max_iterations: int = 1000,
+    class_weights: ArrayLike | None = None,
+    axis: str | None = None,
+) -> Fit:
+    """Returns the fit of one logistic regression to convergence.
+
+    Under `vmap` over `C` the decomposition of the features is shared.
+
+    Args:
+      classes: the number of logits.
+      output: `softmax`, classes that exclude each other, labels `int [rows]` or soft
+        `float [rows, classes]`; or `sigmoid`, one regression a class, labels `int
+        [rows]` or `float [rows, classes]` with NaN where one is missing.
+      tolerance: of `PathInfo.gradient_norm`.
+      max_iterations: evaluations after which it stops anyhow.
+      class_weights: `[classes]`, multiplies a row's weight (softmax) or an entry's
+        (sigmoid), as in `losses.class_weighted`.
+      axis: name of the `pmap` axis over which the rows are split, if they are.
+
+    Returns:
+      `(data, weights, {"C": C}, key) -> params` of `heads.linear(classes)`.
+
+    Raises:
+      ValueError: if an argument or the labels don't fit.
+
+    >>> import jax, jax.numpy as jnp
+    >>> from flaxhead.base import Batch
+    >>> x = jnp.array([[-1.0], [1.0]])
+    >>> data = Batch(x, jnp.array([0, 1]), jnp.ones(2), jnp.arange(2))
+    >>> fit = logistic(2)
+    >>> params = fit(data, jnp.ones(2), {"C": jnp.float32(1.0)}, jax.random.key(0))
+    >>> params["output"]["kernel"].shape
+    (1, 2)
+    """
+    pieces = logistic_pieces(
+        classes,
+        output=output,
+        tolerance=tolerance,
+        max_iterations=max_iterations,
+        class_weights=class_weights,
+        axis=axis,
+    )
+
+    def run(
+        data: Batch, weights: Array, hyperparameters: Hyperparameters, key: Array
+    ) -> Params:
+        del key  # nothing here is random
+        C = jnp.reshape(hyperparameters["C"], [1])
+        lanes = weights[:, None]
+        state = pieces.start(data, lanes, C)
+        state = pieces.advance(state, data, lanes, C, 2**30)
+        params, _ = pieces.solution(state)
+        return jax.tree.map(lambda leaf: leaf[0, 0], params)
+
+    return run
+
+
+def logistic_path(
+    data: Batch,
+    weights: ArrayLike,
+    C: ArrayLike,
+    *,
+    classes: int,
+    output: Output = "softmax",
+    tolerance: float = TOLERANCE,
+    max_iterations: int = 1000,
+    class_weights: ArrayLike | None = None,
+) -> tuple[Params, PathInfo]:
+    """Solves for every `C` and every vector of row weights, on one device.
+
+    Args:
+      data: all rows.
+      weights: `[rows, lanes]`, multiply those of `data`; 0: the row is absent.
+      C: `[C]`, inverse penalties, in any order; all positive.
+      classes: as of `logistic`, and so are the others.
+      output: see `logistic`.
+      tolerance: see `logistic`.
+      max_iterations: evaluations for one `C`.
+      class_weights: see `logistic`.
+
+    Returns:
+      `params` of `heads.linear(classes)`, `[C, lanes]` leading, and a `PathInfo`.
+
+    Raises:
+      ValueError: if an argument or the labels don't fit.
+
+    >>> import jax.numpy as jnp
+    >>> from flaxhead.base import Batch
+    >>> x = jnp.array([[-1.0], [1.0], [2.0]])
+    >>> data = Batch(x, jnp.array([0, 1, 1]), jnp.ones(3), jnp.arange(3))
+    >>> params, info = logistic_path(data, jnp.ones([3, 1]), [0.1, 1, 10], classes=2)
+    >>> params["output"]["kernel"].shape, bool(info.converged.all())
+    ((3, 1, 1, 2), True)
+    """
+    strengths = np.asarray(C, np.float32)
+    if strengths.ndim != 1 or not (strengths > 0).all():
+        raise ValueError(f"C is {C}: expected a list of positive numbers")
+    # Arguments, not constants: one compilation serves every tolerance.
+    limits = (jnp.float32(tolerance), jnp.int32(max_iterations))
+    factors = None if class_weights is None else jnp.asarray(class_weights)
+    rest = (data, jnp.asarray(weights), jnp.asarray(strengths), factors, limits)
+    state = _start(*rest, classes=classes, output=output)
+    while _share(state) < 1:
+        state = _advance(state, *rest, classes=classes, output=output)
+    return _solution(state, classes=classes, output=output)
+
+
+def _pieces(classes: int, output: Output, factors: Any, limits: Any) -> LogisticPieces:
+    tolerance, max_iterations = limits
+    return logistic_pieces(
+        classes,
+        output=output,
+        tolerance=tolerance,
+        max_iterations=max_iterations,
+        class_weights=factors,
+    )
+
+
+@jax.jit(static_argnames=("classes", "output"))
+def _start(data, weights, C, factors, limits, *, classes, output):
+    return _pieces(classes, output, factors, limits).start(data, weights, C)
+
+
+@jax.jit(static_argnames=("classes", "output"), donate_argnums=0)
+def _advance(state, data, weights, C, factors, limits, *, classes, output):
+    pieces = _pieces(classes, output, factors, limits)
+    return pieces.advance(state, data, weights, C, 2**20)
+
+
+@jax.jit(static_argnames=("classes", "output"))
+def _solution(state, *, classes, output):
+    return logistic_pieces(classes, output=output).solution(state)
+
+
+def logistic_pieces(
+    classes: int,
+    *,
+    output: Output = "softmax",
+    tolerance: float | Array = TOLERANCE,
+    max_iterations: int | Array = 1000,
+    class_weights: ArrayLike | None = None,
+    axis: str | None = None,
+) -> LogisticPieces:
+    """Returns the programs of a path: for a host loop, or several devices.
+
+    Args:
+      classes: as of `logistic`, and so are the others.
+      output: see `logistic`.
+      tolerance: see `logistic`.
+      max_iterations: evaluations for one `C`.
+      class_weights: see `logistic`.
+      axis: see `logistic`; `data` and `weights` are then one device's share.
+
+    Returns:
+      `LogisticPieces`, whose `weights` and `C` are as of `logistic_path`.
+
+    Raises:
+      ValueError: if an argument or the labels don't fit.
+
+    >>> import jax.numpy as jnp
+    >>> from flaxhead.base import Batch
+    >>> x = jnp.array([[-1.0], [1.0]])
+    >>> data = Batch(x, jnp.array([0, 1]), jnp.ones(2), jnp.arange(2))
+    >>> weights, C = jnp.ones([2, 1]), jnp.array([0.1, 1.0])
+    >>> pieces = logistic_pieces(2)
+    >>> state = pieces.start(data, weights, C)
+    >>> while pieces.share(state) < 1:
+    ...     state = pieces.advance(state, data, weights, C)
+    >>> pieces.solution(state)[0]["output"]["bias"].shape
+    (2, 1, 2)
+    """
+    if classes < 1:
+        raise ValueError(f"classes is {classes}: expected at least 1")
+    if output not in ("softmax", "sigmoid"):
+        raise ValueError(f"output is {output!r}: expected 'softmax' or 'sigmoid'")
+    factors = None if class_weights is None else jnp.asarray(class_weights, float)
+    if factors is not None and factors.shape != (classes,):
+        raise ValueError(
+            f"class_weights has shape {factors.shape}: expected one a class, ({classes},)"
+        )
+    softmax = output == "softmax"
+    group = classes if softmax else 1  # classes of a unit
+
+    def start(data: Batch, weights: Array, C: Array) -> PathState:
+        rows = _rows(data, weights, classes, softmax, factors)
+        # Neither the weights of lanes nor what they leave out has a part in this.
+        usable = jnp.where(_finite(rows.x), data.weights, 0)
+        one_class = jnp.zeros(len(usable), jnp.int32)
+        moments = class_moments(rows.x, one_class, usable, classes=1, axis=axis)
+        mean, count = moments.means[0], moments.counts[0]
+        variances, axes = jnp.linalg.eigh(moments.scatter / divisor(count))
+        largest = jnp.max(variances)
+        variances = jnp.maximum(variances, jnp.where(largest > 0, largest, 1) * _FLATTEST)
+
+        def count_labels(rows: _Rows, _: Array) -> tuple[Array, Array]:
+            shares = rows.labels
+            if shares.ndim == 1:
+                shares = (shares[:, None] == jnp.arange(classes)).astype(jnp.float32)
+            if rows.entries is None:
+                return exact(rows.weights.T, shares), jnp.zeros(())
+            positive = exact(rows.weights.T, rows.entries * shares)
+            return positive, exact(rows.weights.T, rows.entries)
+
+        counts, entries = sum_rows(
+            count_labels, rows, jnp.ones(len(data.labels)), axis=axis
+        )
+        totals = jnp.sum(counts, axis=1) if softmax else entries.ravel()
+        totals = divisor(totals)
+        share = jnp.maximum(counts.reshape(len(totals), group) / totals[:, None], _RAREST)
+        if softmax:
+            intercept, scale = jnp.log(share), share
+        else:
+            rest = jnp.maximum(1 - share, _RAREST)
+            intercept, scale = jnp.log(share) - jnp.log(rest), share * rest
+        scale = jnp.maximum(scale, 1e-3 / group)
+        one = jnp.ones(1)
+        params = jnp.zeros((len(totals), group, len(mean) + 1))
+        params = params.at[..., -1].set(intercept)
+        place = jnp.argsort(jnp.argsort(C))
+        return PathState(
+            mean=mean,
+            axes=axes,
+            totals=totals,
+            curvature=scale[..., None] * jnp.concatenate([variances, one]),
+            C=jnp.sort(C),
+            place=place,
+            search=lbfgs.start(params, len(C)),
+        )
+
+    def advance(
+        state: PathState,
+        data: Batch,
+        weights: Array,
+        C: Array,
+        evaluations: int | Array = 16,
+    ) -> PathState:
+        del C  # sorted, in the state
+        rows = _rows(data, weights, classes, softmax, factors)
+        size = _chunk(rows, classes)
+        chunks = _chunks(rows, state.mean, state.axes, size)
+        evaluate = _softmax if softmax else _sigmoid
+
+        def mean_loss(params: Array) -> tuple[Array, Array]:
+            total = _sum_chunks(evaluate, params, chunks)
+            loss, gradient = lax.psum(total, axis) if axis else total
+            totals = state.totals
+            return loss / totals, gradient / totals[:, None, None]
+
+        curve = lbfgs.Curve(
+            evaluate=mean_loss,
+            curvature=state.curvature,
+            penalised=jnp.ones(state.curvature.shape[-1]).at[-1].set(0),
+            penalties=1 / (state.C[:, None] * state.totals),
+        )
+        search = lbfgs.advance(
+            curve,
+            state.search,
+            evaluations,
+            tolerance=tolerance,
+            max_iterations=max_iterations,
+        )
+        return state._replace(search=search)
+
+    def share(state: PathState) -> Array:
+        position = state.search.position
+        done = jnp.mean(position.astype(jnp.float32)) / len(state.C)
+        # Not 1 by rounding.
+        return jnp.where(lbfgs.done(state.search), 1.0, jnp.minimum(done, 0.999))
+
+    def solution(state: PathState) -> tuple[Params, PathInfo]:
+        search = state.search
+        solutions = search.solutions[state.place]
+        shape = (len(state.C), -1, classes)
+        kernel = jnp.einsum(
+            "cugj,dj->cdug",
+            solutions[..., :-1],
+            state.axes,
+            precision=lax.Precision.HIGHEST,
+        )
+        kernel = kernel.reshape(*kernel.shape[:2], -1, classes).swapaxes(1, 2)
+        bias = solutions[..., -1].reshape(shape)
+        if softmax:
+            bias = bias - jnp.mean(bias, axis=-1, keepdims=True)
+        bias = bias - jnp.einsum(
+            "d,cldk->clk", state.mean, kernel, precision=lax.Precision.HIGHEST
+        )
+        scale = state.C[:, None] * state.totals
+        info = search.info._replace(objective=search.info.objective * scale)
+        by_lane = (len(state.C), -1, 1 if softmax else classes)
+        iterations, norm, objective, converged = (
+            leaf[state.place].reshape(by_lane) for leaf in info
+        )
+        return {"output": {"kernel": kernel, "bias": bias}}, PathInfo(
+            jnp.max(iterations, axis=-1),
+            jnp.max(norm, axis=-1),
+            jnp.sum(objective, axis=-1),
+            jnp.all(converged, axis=-1),
+        )
+
+    return LogisticPieces(start, advance, share, solution)
+
+
+@jax.jit
+def _share(state: PathState) -> Array:
+    return logistic_pieces(1).share(state)
+
+
+def _finite(x: Array) -> Array:
+    return jnp.all(jnp.isfinite(x), axis=1)
+
+
+def _rows(
+    data: Batch, weights: Array, classes: int, softmax: bool, factors: Array | None
+) -> _Rows:
+    """Checks shapes; absent rows weigh 0, and no label is NaN."""
+    x, labels = data.x, data.labels
+    count = len(labels)
+    whole = jnp.issubdtype(labels.dtype, jnp.integer)
+    if getattr(x, "ndim", 0) != 2 or len(x) != count:
+        raise ValueError(
+            f"data.x has shape {getattr(x, 'shape', None)}: expected [rows, dim] with"
+            f" {count} rows, one a label; pool tokens first"
+        )
+    if labels.shape != ((count,) if whole else (count, classes)):
+        raise ValueError(
+            f"data.labels is {labels.dtype} {labels.shape}: expected class numbers,"
+            f" int [rows], or an entry a class, float [rows, {classes}]"
+        )
+    if weights.ndim != 2 or len(weights) != count:
+        raise ValueError(
+            f"weights has shape {weights.shape}: expected [rows, lanes] with {count}"
+            " rows, one a label"
+        )
+    weights = (data.weights[:, None] * weights).astype(jnp.float32)
+    entries = None
+    if whole:
+        present = labels >= 0
+        labels = jnp.maximum(labels, 0)
+        if not softmax:
+            labels = (labels[:, None] == jnp.arange(classes)).astype(jnp.float32)
+            entries = jnp.ones((count, classes))
+    else:
+        known = ~jnp.isnan(labels)
+        labels = jnp.where(known, labels, 0).astype(jnp.float32)
+        present = jnp.ones(count, bool)
+        if softmax:
+            present = jnp.all(known, axis=1)
+        else:
+            entries = known.astype(jnp.float32)
+    if factors is not None and softmax:
+        own = factors[labels] if labels.ndim == 1 else exact(labels, factors)
+        weights = weights * own[:, None]
+    elif factors is not None:
+        entries = entries * factors
+    weights = jnp.where(present[:, None] & (weights > 0), weights, 0)
+    # A lane that counts on a row that is not finite gets NaN, and the others nothing.
+    broken = ~_finite(x)[:, None] & (weights > 0)
+    return _Rows(x, labels, entries, jnp.where(broken, jnp.nan, weights))
+
+
+def _chunk(rows: _Rows, classes: int) -> int:
+    """How many rows at a time: their logits stay in a core's cache, or fill a chip."""
+    logits = 2**19 if jax.default_backend() == "cpu" else 2**24
+    width = rows.weights.shape[1] * classes
+    most = max(logits // width, 128)
+    count = len(rows.weights)
+    return -(-count // -(-count // most))
+
+
+def _chunks(rows: _Rows, mean: Array, axes: Array, size: int) -> _Rows:
+    """Rows last but in `x`, `[chunks]` leading, `x` in its axes, with a column of 1."""
+    count = len(rows.weights)
+    chunks = -(-count // size)
+
+    def cut(array: Array) -> Array:
+        padding = [(0, chunks * size - count)] + [(0, 0)] * (array.ndim - 1)
+        return jnp.pad(array, padding).reshape(chunks, size, *array.shape[1:])
+
+    def turn(chunk: _Rows) -> _Rows:
+        x = jnp.where(_finite(chunk.x)[:, None], chunk.x.astype(jnp.float32) - mean, 0)
+        x = jnp.concatenate([exact(x, axes), jnp.ones((size, 1))], axis=1)
+        entries = None if chunk.entries is None else chunk.entries.T
+        return _Rows(x, chunk.labels.T, entries, chunk.weights.T)
+
+    return lax.map(turn, jax.tree.map(cut, rows))
+
+
+def _sum_chunks(
+    evaluate: Callable[[Array, _Rows], tuple[Array, Array]], params: Array, chunks: _Rows
+) -> tuple[Array, Array]:
+    """Loss `[units]` and gradient as `params`, `[units, classes, dim + 1]`."""
+    flat = params.reshape(-1, params.shape[-1])
+
+    def add(total: tuple[Array, Array], chunk: _Rows):
+        # Rows last: reductions over classes then run over whole vectors, and neither
+        # product needs a transposed copy.
+        logits = exact(flat, chunk.x.T)
+        loss, slopes = evaluate(logits.reshape(*params.shape[:2], -1), chunk)
+        gradient = exact(slopes.reshape(len(flat), -1), chunk.x)
+        return (total[0] + loss, total[1] + gradient), None
+
+    empty = (jnp.zeros(len(params)), jnp.zeros_like(flat))
+    (loss, gradient), _ = lax.scan(add, empty, chunks)
+    return loss, gradient.reshape(params.shape)
+
+
+def _softmax(logits: Array, chunk: _Rows) -> tuple[Array, Array]:
+    """Weighted losses `[lanes]` and slopes of `[lanes, classes, rows]` logits."""
+    weights, labels = chunk.weights, chunk.labels
+    top = jnp.max(logits, axis=1, keepdims=True)
+    powers = jnp.exp(logits - top)
+    if labels.ndim == 2:
+        whole = jnp.sum(powers, axis=1, keepdims=True)
+        log_p = logits - top - jnp.log(whole)
+        loss = -jnp.sum(labels * log_p, axis=1)
+        slopes = jnp.sum(labels, axis=0) * (powers / whole) - labels
+        return jnp.sum(weights * loss, axis=1), weights[:, None] * slopes
+    # From the other classes alone: 1 - p is not lost to rounding where p is near 1.
+    own = jnp.arange(logits.shape[1])[:, None] == labels
+    others = jnp.sum(jnp.where(own, 0, powers), axis=1)
+    margin = jnp.sum(jnp.where(own, logits - top, 0), axis=1)
+    whole = others + jnp.exp(margin)
+    loss = jnp.where(margin == 0, jnp.log1p(others), jnp.log(whole) - margin)
+    factor = weights / whole
+    slopes = jnp.where(own, -(factor * others)[:, None], factor[:, None] * powers)
+    return jnp.sum(weights * loss, axis=1), slopes
+
+
+def _sigmoid(logits: Array, chunk: _Rows) -> tuple[Array, Array]:
+    """Weighted losses `[units]` and slopes of `[units, 1, rows]` logits."""
+    lanes = len(chunk.weights)
+    logits = logits.reshape(lanes, -1, logits.shape[-1])
+    weights = chunk.weights[:, None] * chunk.entries
+    targets = chunk.labels
+    power = jnp.exp(-jnp.abs(logits))
+    loss = jnp.maximum(logits, 0) - targets * logits + jnp.log1p(power)
+    # sigmoid(z) and 1 - sigmoid(z) = sigmoid(-z), each without cancellation.
+    on = jnp.where(logits >= 0, 1, power) / (1 + power)
+    off = jnp.where(logits >= 0, power, 1) / (1 + power)
+    slopes = weights * ((1 - targets) * on - targets * off)
+    return jnp.sum(weights * loss, axis=-1).ravel(), slopes

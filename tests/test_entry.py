@@ -1,0 +1,74 @@
+"""`flaxhead.fit(embeddings, labels)`: the one-line entry."""
+
+import numpy as np
+import pytest
+from sklearn.datasets import load_iris, load_wine
+
+import flaxhead as fh
+
+
+def test_one_line_gives_a_head_that_predicts_names():
+    x, y = load_iris(return_X_y=True)
+    names = np.array(["setosa", "versicolor", "virginica"])[y]
+    head = fh.fit(x, names)
+    predicted = np.array(head.class_names)[np.asarray(head.predict(x))]
+    assert (predicted == names).mean() > 0.9
+    metrics = head.bundle.metrics
+    low, high = metrics["corrected"]["accuracy_ci"]
+    assert low < metrics["val"]["accuracy"] < high
+    assert metrics["test"] is None
+    assert metrics["test_looks"] == 0
+    assert metrics["val"]["rows"] == len(x)  # every row was held out once
+
+
+def test_the_simplest_head_that_does_as_well_wins():
+    rng = np.random.default_rng(0)
+    labels = np.arange(90) % 3
+    apart = 10 * np.eye(3)[labels] + rng.normal(size=(90, 3))
+    assert fh.fit(apart, labels).bundle.config.name == "nearest_mean"
+    # One class on both sides of the other: no mean and no plane tells them apart.
+    side = rng.choice([-4, 4], size=200)
+    inner = np.arange(200) % 2
+    x = np.stack([np.where(inner, 0, side), rng.normal(size=200)], axis=1)
+    x[:, 0] += rng.normal(size=200)
+    assert fh.fit(x, inner).bundle.config.name == "mlp"
+
+
+def test_a_run_is_kept_where_it_is_asked_for(tmp_path):
+    x, y = load_wine(return_X_y=True)
+    settings = fh.HeadConfig("ridge", normalization="standardize")
+    head = fh.fit(x, y, heads=settings, workdir=tmp_path / "run")
+    again = fh.load(tmp_path / "run" / "head")
+    np.testing.assert_array_equal(head.logits(x), again.logits(x))
+    assert (tmp_path / "run" / "result.json").exists()
+    assert head.bundle.config.name == "ridge"
+
+
+def test_groups_and_weights_are_used(tmp_path):
+    x, y = load_wine(return_X_y=True)
+    weights = np.where(np.arange(len(y)) % 4, 1.0, 0.0)
+    groups = np.arange(len(y)) // 3
+    head = fh.fit(x, y, heads="lda", weights=weights, groups=groups)
+    assert head.bundle.metrics["val"]["rows"] == (weights > 0).sum()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"labels": [0, 1]}, "labels"),
+        ({"embeddings": np.full((150, 4), np.nan)}, "NaN"),
+        ({"labels": [0] * 150}, "one class"),
+        ({"heads": "linaer"}, "linaer"),
+        ({"folds": 1}, "selection.folds is 1"),
+        ({"folds": 1000}, "folds"),
+        ({"metric": "acuracy"}, "acuracy"),
+        ({"rule": "bets"}, "bets"),
+        ({"groups": np.zeros(150)}, "group"),
+        ({"weights": -np.ones(150)}, "weights"),
+    ],
+)
+def test_bad_arguments_are_refused_in_a_sentence(change, words):
+    x, y = load_iris(return_X_y=True)
+    with pytest.raises(ValueError, match=words) as refused:
+        fh.fit(**{"embeddings": x, "labels": y, "heads": "ridge", **change})
+    assert "\n" not in str(refused.value)

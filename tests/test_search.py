@@ -1,0 +1,347 @@
+"""Whole fits compared by folds: what is scored, what wins, what is fitted again."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+import scipy.special
+from sklearn.linear_model import RidgeClassifier
+from sklearn.metrics import accuracy_score, roc_auc_score
+
+from flaxhead import (
+    Config,
+    CurveConfig,
+    DataConfig,
+    HeadConfig,
+    SelectionConfig,
+    TrainConfig,
+    arrays,
+    crossval,
+)
+from flaxhead.search import Question, predict, programs, search
+
+ROWS, DIM, CLASSES = 150, 6, 3
+RIDGE = HeadConfig("ridge", alpha=(1.0, 10.0, 1000.0))
+
+
+def table(rows=ROWS, seed=0, noise=1.3):
+    rng = np.random.default_rng(seed)
+    labels = np.arange(rows) % CLASSES
+    centres = np.random.default_rng(7).normal(size=(CLASSES, DIM))
+    x = centres[labels] + noise * rng.normal(size=(rows, DIM))
+    return x.astype(np.float32), labels
+
+
+def settings(*heads, devices=1, **selection):
+    selection = {"folds": 3, "extend": 0, **selection}
+    return Config(
+        data=DataConfig(val_fraction=0.0, test_fraction=0.2),
+        heads=heads,
+        train=TrainConfig(devices=devices, epochs=3),
+        selection=SelectionConfig(**selection),
+    )
+
+
+def question(
+    config, metric="accuracy", output="softmax", task="multiclass", weights=None
+):
+    return Question(config, CLASSES, task, output, metric, weights)
+
+
+def dataset(config, **more):
+    x, labels = table()
+    return arrays({"embeddings": x, "labels": labels, **more}, config=config.data)
+
+
+def run(config, data=None, **about):
+    return answer(question(config, **about), data or dataset(config))
+
+
+def answer(asked, data):
+    return crossval.run(asked, data, crossval.pool(asked.config, data))
+
+
+def test_held_out_rows_are_scored_by_fits_without_them():
+    config = settings(RIDGE)
+    data = dataset(config)
+    chosen_by = crossval.pool(config, data)
+    found = run(config, data).found
+    x, labels, fold = data.train.x, data.train.labels, chosen_by.fold
+    for candidate in found.candidates:
+        model = RidgeClassifier(alpha=candidate.hyperparameters["alpha"])
+        right = np.zeros(len(x))
+        for number in range(3):
+            out = fold == number
+            right[out] = model.fit(x[~out], labels[~out]).predict(x[out]) == labels[out]
+        assert candidate.score == pytest.approx(right.mean())
+        np.testing.assert_array_equal(found.totals[candidate.index], right)
+        error = np.sqrt(right.mean() * (1 - right.mean()) / len(x))
+        assert candidate.standard_error == pytest.approx(error, rel=1e-5)
+
+
+def test_the_winner_is_fitted_on_all_rows_of_training_and_validation():
+    config = settings(RIDGE)
+    config = dataclasses.replace(
+        config, data=dataclasses.replace(config.data, val_fraction=0.3)
+    )
+    data = dataset(config)
+    found = run(config, data).found
+    x = np.concatenate([data.train.x, data.val.x])
+    labels = np.concatenate([data.train.labels, data.val.labels])
+    best = found.candidates[found.selection.winner].hyperparameters["alpha"]
+    model = RidgeClassifier(alpha=best).fit(x, labels)
+    kernel = found.params["output"]["kernel"]
+    np.testing.assert_allclose(kernel.T, model.coef_, rtol=2e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("refit", [True, False])
+def test_without_folds_the_validation_rows_choose(refit):
+    config = settings(RIDGE, folds=0, refit=refit)
+    config = dataclasses.replace(
+        config, data=dataclasses.replace(config.data, val_fraction=0.3)
+    )
+    data = dataset(config)
+    outcome = run(config, data)
+    for candidate in outcome.found.candidates:
+        model = RidgeClassifier(alpha=candidate.hyperparameters["alpha"])
+        score = model.fit(data.train.x, data.train.labels).score(
+            data.val.x, data.val.labels
+        )
+        assert candidate.score == pytest.approx(score)
+    winner = outcome.found.candidates[outcome.found.selection.winner]
+    x, labels = data.train.x, data.train.labels
+    if refit:
+        x = np.concatenate([x, data.val.x])
+        labels = np.concatenate([labels, data.val.labels])
+    model = RidgeClassifier(alpha=winner.hyperparameters["alpha"]).fit(x, labels)
+    kernel = outcome.found.params["output"]["kernel"]
+    np.testing.assert_allclose(kernel.T, model.coef_, rtol=2e-4, atol=2e-5)
+    assert outcome.scores["folds"]["refit"] == (len(x) if refit else 0)
+
+
+def test_leave_one_out_is_a_fit_without_each_row():
+    config = settings(HeadConfig("ridge", alpha=(3.0, 300.0)), fold_by="leave_one_out")
+    data = dataset(config)
+    found = run(config, data).found
+    x, labels = data.train.x, data.train.labels
+    for candidate in found.candidates:
+        model = RidgeClassifier(alpha=candidate.hyperparameters["alpha"])
+        right = [
+            model.fit(np.delete(x, row, 0), np.delete(labels, row)).predict(x[[row]])[0]
+            == labels[row]
+            for row in range(len(x))
+        ]
+        np.testing.assert_array_equal(found.totals[candidate.index], right)
+
+
+HEADS = {
+    "nearest_mean": HeadConfig("nearest_mean"),
+    "lda": HeadConfig("lda", shrinkage=(0.1, 0.9)),
+    "ridge": RIDGE,
+    "logistic": HeadConfig("logistic", C=(0.1, 1.0)),
+    "knn": HeadConfig("knn", k=(5, 20)),
+    "linear": HeadConfig("linear"),
+    "mlp": HeadConfig("mlp", width=8, dropout=(0.0, 0.5)),
+}
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_any_number_of_devices_gives_the_same(name):
+    one, many = (
+        run(settings(HEADS[name], devices=devices)).found for devices in (1, 8)
+    )
+    assert one.selection == many.selection
+    # A solution of a stated gradient norm is one of several.
+    tolerance = 2e-3 if name == "logistic" else 2e-5
+    for a, b in zip(
+        jax.tree.leaves(one.params), jax.tree.leaves(many.params), strict=True
+    ):
+        np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_a_row_of_weight_zero_is_absent(name):
+    """The numbers of a search don't depend on what such a row holds."""
+    config = settings(HEADS[name])
+    weights = np.ones(ROWS, np.float32)
+    weights[::7] = 0
+    x, labels = table()
+    other = np.where(weights[:, None] > 0, x, 5.0), np.where(weights > 0, labels, 0)
+    only = {"embeddings": x[:9], "labels": labels[:9]}
+    found = []
+    for values, names in ((x, labels), other):
+        fields = {"embeddings": values, "labels": names, "weights": weights}
+        data = arrays(fields, test=only, config=config.data)
+        found.append(run(config, data).found)
+    first, second = found
+    assert [c.score for c in first.candidates] == pytest.approx(
+        [c.score for c in second.candidates]
+    )
+    logits = [
+        predict(
+            one,
+            crossval.to_batch(data.test),
+            programs=programs(question(config), rows=len(one.held)),
+        )
+        for one in found
+    ]
+    np.testing.assert_allclose(logits[0], logits[1], rtol=1e-3, atol=1e-3)
+
+
+def test_a_ranking_metric_is_that_of_all_held_out_rows():
+    config = settings(HeadConfig("knn", k=(5, 20)))
+    data = dataset(config)
+    outcome = run(config, data, metric="auroc")
+    found = outcome.found
+    votes = scipy.special.softmax(found.logits, axis=1)
+    expected = roc_auc_score(data.train.labels, votes, multi_class="ovr")
+    winner = found.candidates[found.selection.winner]
+    assert winner.score == pytest.approx(expected, abs=1e-6)
+    assert winner.score == max(one.score for one in found.candidates)
+    assert found.totals is None
+    assert "nested" in outcome.scores["corrected"]["undefined"]
+
+
+def test_a_grid_whose_edge_wins_is_extended():
+    # The smaller the penalty the better: labels are a linear function of x.
+    x = np.random.default_rng(0).normal(size=(ROWS, DIM)).astype(np.float32)
+    labels = (x @ np.arange(DIM) > 0).astype(int)
+    config = settings(HeadConfig("ridge", alpha=(1e4, 1e5)), extend=1)
+    data = arrays({"embeddings": x, "labels": labels}, config=config.data)
+    found = crossval.run(
+        Question(config, 2, "multiclass", "softmax", "nll", None), data
+    )
+    tried = [one.hyperparameters["alpha"] for one in found.found.candidates]
+    np.testing.assert_allclose(tried, [1e4, 1e5, 1e1, 1e2, 1e3])
+    assert found.found.selection.winner == 2
+    assert any("alpha" in sentence for sentence in found.found.warnings)
+
+
+def test_the_test_rows_choose_nothing():
+    config = settings(RIDGE, HeadConfig("nearest_mean"))
+    data = dataset(config)
+    shuffled = np.random.default_rng(1).permutation(data.test.labels)
+    other = data._replace(test=data.test._replace(labels=shuffled))
+    one, two = run(config, data), run(config, other)
+    assert one.found.candidates == two.found.candidates
+    assert one.found.selection == two.found.selection
+    assert two.scores["test"]["accuracy"] < 0.6 < one.scores["test"]["accuracy"]
+
+
+def test_nested_folds_score_rows_that_no_choice_saw():
+    config = settings(RIDGE, nested=4)
+    data = dataset(config)
+    scores = run(config, data).scores["nested"]
+    assert scores["rows"] == len(data.train.labels)
+    assert len(scores["chosen"]) == 4
+    # By hand, with scikit-learn.
+    chosen_by = crossval.pool(config, data)
+    outer, count = crossval.cut(
+        dataclasses.replace(
+            config, selection=dataclasses.replace(config.selection, folds=4)
+        ),
+        chosen_by.rows,
+        None,
+    )
+    x, labels = data.train.x, data.train.labels
+    right = np.zeros(len(x), bool)
+    for number, chosen in zip(range(count), scores["chosen"], strict=True):
+        out = outer == number
+        model = RidgeClassifier(alpha=chosen["alpha"]).fit(x[~out], labels[~out])
+        right[out] = model.predict(x[out]) == labels[out]
+    assert scores["accuracy"] == pytest.approx(right.mean())
+
+
+def test_groups_stay_in_one_fold():
+    config = settings(RIDGE, fold_by="grouped")
+    groups = np.arange(ROWS) // 5
+    data = dataset(config, groups=groups)
+    chosen_by = crossval.pool(config, data)
+    folds_of = {
+        group: set(chosen_by.fold[chosen_by.data.groups == group].tolist())
+        for group in set(chosen_by.data.groups.tolist())
+    }
+    assert all(len(folds) == 1 for folds in folds_of.values())
+    assert run(config, data).found.held.all()
+
+
+def test_several_labels_with_missing_entries():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(ROWS, DIM)).astype(np.float32)
+    labels = (x[:, :CLASSES] + 0.5 * rng.normal(size=(ROWS, CLASSES)) > 0).astype(float)
+    labels[rng.random(labels.shape) < 0.2] = np.nan
+    config = settings(HeadConfig("logistic", C=(0.1, 1.0)))
+    data = arrays({"embeddings": x, "labels": labels}, config=config.data)
+    outcome = run(config, data, output="sigmoid", task="multilabel")
+    found, present = outcome.found, ~np.isnan(data.train.labels)
+    right = (found.logits > 0) == (data.train.labels > 0.5)
+    winner = found.candidates[found.selection.winner]
+    assert winner.score == pytest.approx(
+        accuracy_score(right[present], [True] * present.sum())
+    )
+    low, high = outcome.scores["corrected"]["accuracy_ci"]
+    assert low < winner.score < high
+
+
+def test_a_learning_curve_stays_inside_its_budget():
+    config = dataclasses.replace(
+        settings(RIDGE, HeadConfig("nearest_mean")),
+        curve=CurveConfig(shots=(1, 4, 10), repeats=3),
+    )
+    outcome = run(config)
+    curve = outcome.scores["learning_curve"]
+    assert [point["shots"] for point in curve] == [1, 4, 10]
+    for point in curve:
+        assert len(point["scores"]) == len(point["chosen"]) == 3
+        assert point["mean"] == pytest.approx(np.mean(point["scores"]))
+        assert point["standard_deviation"] == pytest.approx(
+            np.std(point["scores"], ddof=1)
+        )
+    # With one label a class nothing can be held out: the middle of the first grid.
+    assert curve[0]["chosen"] == [{"head": "ridge", "alpha": 10.0}] * 3
+    assert curve[-1]["mean"] > curve[0]["mean"]
+    assert outcome.scores["test_looks"] == 1 + 9
+
+
+def test_a_second_search_of_a_shape_compiles_nothing():
+    config = settings(*(HEADS[name] for name in ("ridge", "logistic", "mlp")))
+    chosen_by = crossval.pool(config, dataset(config))
+    compiled = programs(question(config), rows=len(chosen_by.fold))
+
+    def once(seed):
+        order = np.random.default_rng(seed).permutation(len(chosen_by.fold))
+        found = search(
+            question(config),
+            chosen_by.rows,
+            chosen_by.fold[order],
+            folds=chosen_by.folds,
+            programs=compiled,
+        )
+        predict(found, chosen_by.rows, programs=compiled)
+
+    once(0)
+    seconds = [one.shares.compile_seconds for one in compiled]
+    compiles = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, _, **more: (
+            compiles.append(event) if "backend_compile" in event else 0
+        )
+    )
+    once(1)
+    assert [one.shares.compile_seconds for one in compiled] == seconds
+    assert not compiles
+
+
+def test_a_class_missing_from_a_fold_is_survived():
+    x, labels = table(60)
+    labels = np.where(np.arange(60) == 0, 3, labels)  # one row of a fourth class
+    config = settings(*HEADS.values())
+    data = arrays(
+        {"embeddings": x, "labels": labels},
+        test={"embeddings": x[1:7], "labels": labels[1:7]},
+        config=config.data,
+    )
+    made = Question(config, 4, "multiclass", "softmax", "accuracy", None)
+    found = answer(made, data).found
+    assert all(np.isfinite(one.score) for one in found.candidates)
