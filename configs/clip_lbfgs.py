@@ -7,8 +7,8 @@ Supervision", appendix A.3: scikit-learn's L-BFGS on features as they are, the p
 from 1e-6 to 1e6 in eighths of a decade, chosen on the validation rows (split off the
 training rows where a set has none), then fitted again with them. Theirs visits some of
 the values, by halving the interval about the best, and stops after 1,000 iterations;
-here all 97 are solved, to `tolerance` of the first gradient norm. How many rows it
-split off is not told: a fifth here.
+here all 97 are solved, to about 5e-5 of the objective above its minimum. How many rows
+were split off is not told: a fifth here.
 
 EXPECTED
 """

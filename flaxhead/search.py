@@ -43,6 +43,8 @@ _LOGITS_AT_ONCE = 2**26
 _EXTENDED = ("C", "alpha")
 _EXTENSION = 3
 _LIMITS = 1e-9, 1e9
+_KEPT = 32
+_PROGRAMS: dict[Any, list[Programs]] = {}
 
 
 class Question(NamedTuple):
@@ -169,12 +171,29 @@ class _Evaluated(NamedTuple):
 
 
 def programs(question: Question, *, rows: int) -> list[Programs]:
-    """Builds what a search compiles, one entry a head.
+    """Builds what a search compiles, one entry a head; the latest few are kept.
+
+    So a second search of the same settings and shapes compiles nothing. Rows are not
+    kept.
 
     Args:
       question: what is to be decided.
       rows: how many there are, from which the steps of gradient descent follow.
     """
+    weights = question.class_weights
+    key = (
+        repr(question._replace(class_weights=None)),
+        None if weights is None else weights.tobytes(),
+        rows,
+    )
+    if key not in _PROGRAMS:
+        while len(_PROGRAMS) >= _KEPT:
+            _PROGRAMS.pop(next(iter(_PROGRAMS)))
+        _PROGRAMS[key] = _build(question, rows)
+    return _PROGRAMS[key]
+
+
+def _build(question: Question, rows: int) -> list[Programs]:
     shared = Shares(question.config.train.devices)
     # A trained head's minibatches are drawn from all rows, so they stay together.
     alone = shared if shared.devices == 1 else Shares(1)
@@ -270,27 +289,30 @@ def _programs(
 
 def _leave_one_out(question: Question, axis: str | None) -> tuple[Any, Any]:
     """`predict_one` and `score_fits` of ridge, each row predicted without itself."""
-    fit = solvers.ridge_leave_one_out(
-        question.classes,
-        output=question.output,
-        class_weights=question.class_weights,
-        axis=axis,
-    )
+
+    def fit(keep: Callable[[Array], Any]) -> Any:
+        return solvers.ridge_leave_one_out(
+            question.classes,
+            output=question.output,
+            class_weights=question.class_weights,
+            axis=axis,
+            keep=keep,
+        )
 
     def predict_one(
         data: Batch, weights: Array, held: Batch, hyperparameters: Any, seed: Array
     ) -> Array:
-        del held
-        return fit(data, weights, hyperparameters, jax.random.key(seed))[1]
+        del held, seed
+        key = jax.random.key(0)  # nothing is random
+        return fit(lambda logits: logits)(data, weights, hyperparameters, key)[1]
 
     def score_fits(
         data: Batch, weights: Array, held: Batch, hyperparameters: Any, seeds: Array
     ) -> _Scores:
-        def one(hyperparameters: Any) -> _Scores:
-            logits = predict_one(data, weights, held, hyperparameters, seeds[0])
-            return _score(question, logits, held, axis)
-
-        return jax.lax.map(one, hyperparameters)
+        del seeds
+        key = jax.random.key(0)
+        solve = fit(lambda logits: _score(question, logits, held, axis))
+        return solve(data, weights, hyperparameters, key)[1]
 
     return predict_one, score_fits
 

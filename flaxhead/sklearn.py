@@ -48,14 +48,15 @@ _LINEAR = ("ridge", "logistic", "lda", "linear")
 _NAMES = (*build.SIMPLICITY, "mlp")
 _KEPT = 64  # Sets of compiled programs, the least recently used of which is let go.
 _LEAST_ROWS = 256
+_LEAST_STEPS = 300
 _ROWS_AT_ONCE = 4096
 
 
 def _adds(self: HeadClassifier) -> bool:
     """Whether the head follows exactly from moments, to which rows can be added."""
     head = self.head
-    if not isinstance(head, HeadConfig) and head in _NAMES:
-        head = self._heads("multiclass", 2)[0]
+    if isinstance(head, str) and head in _NAMES:
+        (head,) = self._heads("multiclass", 2, 0)
     exact = isinstance(head, HeadConfig) and {
         "nearest_mean": head.metric != "mahalanobis",
         "lda": len(head.shrinkage) == 1,
@@ -74,10 +75,10 @@ def _adds(self: HeadClassifier) -> bool:
 class HeadClassifier(ClassifierMixin, BaseEstimator):
     """A classification head on embeddings, as scikit-learn's classifiers are used.
 
-    `head="auto"` tries the ladder of nearest mean, ridge, logistic regression and MLP,
-    each with its grid of settings, by cross-validation, and fits the simplest that is
-    within one standard error of the best. A named head is fitted once, with the
-    settings given here.
+    `head="auto"` tries the ladder of nearest mean, ridge, logistic regression and, where
+    the rows fill a batch, MLP, each with its grid of settings, by cross-validation, and
+    fits the simplest that is within one standard error of the best. A named head is
+    fitted once, with the settings given here.
 
     Equal rows of one label are one row of their summed weight. So weight 2 is the row
     twice, weight 0 is no row, and the order of rows changes nothing.
@@ -94,18 +95,20 @@ class HeadClassifier(ClassifierMixin, BaseEstimator):
       k: neighbours that vote (`knn`).
       temperature: of their votes (`knn`).
       normalization: of the embeddings: `none`, `l2` or `standardize`.
-      class_weight: None, `balanced`, or a dict of labels (1 where not named). Multiplies
-        the weights of rows, in fits and in the scores that choose. `nearest_mean`,
-        fitted once, weighs classes alike whatever their rows, so for it a dict says how
-        likely they are beforehand, and `balanced` changes nothing.
+      class_weight: None, `balanced`, or a dict of labels (1 where not named). They
+        multiply the weights of rows, in fits and in the scores that choose.
+        `nearest_mean`, fitted once, takes classes as equally likely whatever their
+        rows, so for it a dict says how likely they are beforehand.
       width: hidden units (`mlp`).
       dropout: rate (`linear`, `cosine`, `mlp`; `auto` has its own).
       learning_rate: the peak of Adam's (trained heads).
-      epochs: passes over the rows (trained heads).
+      epochs: passes over the rows; None: 30, or as many as 300 steps are (trained
+        heads).
       batch_size: rows a step (trained heads); all rows if there are fewer.
-      cv: folds to choose by. There are fewer where half of the rows are of classes with
-        fewer rows; where that leaves one, the first head that could be chosen is fitted
-        with the middle of its grid.
+      cv: how many stratified folds to choose by; or, as scikit-learn's, a splitter or
+        splits that test each row once at most. Of a number, there are fewer folds where
+        half of the rows are of classes with fewer rows; where that leaves one, the
+        simplest head is fitted with the middle of its grid.
       scoring: a name of `flaxhead.METRICS` to choose by; None: accuracy, or
         `average_precision` for several labels a row.
       rule: `one_standard_error`, or `best`.
@@ -122,7 +125,7 @@ class HeadClassifier(ClassifierMixin, BaseEstimator):
       params_: its parameters, NumPy arrays.
       statistics_: `(mean, std)` of the rows, `[features]` each.
       candidates_: what was compared, with scores.
-      coef_: `[classes, features]`, or `[1, features]` of two classes; linear heads only.
+      coef_: `[classes, features]`, `[1, features]` of two classes; linear heads only.
       intercept_: `[classes]`, or `[1]`; linear heads only.
 
     >>> from sklearn.datasets import load_iris
@@ -146,12 +149,12 @@ class HeadClassifier(ClassifierMixin, BaseEstimator):
         width: int = 256,
         dropout: float = 0.0,
         learning_rate: float = 1e-3,
-        epochs: float = 30.0,
+        epochs: float | None = None,
         batch_size: int = 256,
         cv: int = 5,
         scoring: str | None = None,
         rule: str = "one_standard_error",
-        tol: float = 1e-4,
+        tol: float = HeadConfig.tolerance,
         devices: int = 1,
         random_state: Any = 0,
     ):
@@ -195,8 +198,9 @@ class HeadClassifier(ClassifierMixin, BaseEstimator):
         several = y.ndim == 2
         classes = np.arange(y.shape[1]) if several else np.unique(y)
         task = "multilabel" if several else "multiclass"
-        question, seed = self._question(task, classes)
         rows, fold = self._rows(classes, X, y, weights, fold)
+        count = int((fold >= 0).sum())
+        question, seed = self._question(task, classes, count)
         heads = question.config.heads
         choice = sum(len(build.grid(question.config, one, 1)) for one in heads) > 1
         if choice and not folds:
@@ -249,7 +253,7 @@ class HeadClassifier(ClassifierMixin, BaseEstimator):
         unknown = np.setdiff1d(y, known)
         if len(unknown):
             raise ValueError(f"y has labels that classes lacks: {unknown[:5].tolist()}")
-        (head,) = self._question("multiclass", known)[0].config.heads
+        (head,) = self._question("multiclass", known, len(y))[0].config.heads
         rows, _ = self._rows(known, X, y, weights, np.zeros(len(y), int))
         moments = _moments(head, rows, len(known))
         if not first:
@@ -361,8 +365,8 @@ class HeadClassifier(ClassifierMixin, BaseEstimator):
                 )
             if (fold[test] < number).any():
                 raise ValueError(
-                    f"cv: expected each row to be tested once, but split {number} tests "
-                    "rows of an earlier one"
+                    "cv: expected each row to be tested once, but split "
+                    f"{number} tests rows of an earlier one"
                 )
             fold[test] = number
         return fold, len(splits)
@@ -435,7 +439,7 @@ class HeadClassifier(ClassifierMixin, BaseEstimator):
             raise ValueError(f"class_weight is {given}: expected numbers above 0")
         return each
 
-    def _heads(self, task: str, classes: int) -> tuple[HeadConfig, ...]:
+    def _heads(self, task: str, classes: int, rows: int) -> tuple[HeadConfig, ...]:
         """The heads to choose from, each with the values to try."""
         shared: dict[str, Any] = {
             "metric": self.metric,
@@ -447,6 +451,8 @@ class HeadClassifier(ClassifierMixin, BaseEstimator):
             ladder = (self.head,)
         elif self.head == "auto":
             able = MULTILABEL if task == "multilabel" else _NAMES
+            if rows < self.batch_size:
+                able = set(able) & set(build.SOLVED)
             ladder = tuple(replace(o, **shared) for o in LADDER if o.name in able)
         else:
             # The softmax of two classes has two columns to penalise, scikit-learn's
@@ -475,7 +481,9 @@ class HeadClassifier(ClassifierMixin, BaseEstimator):
             )
         return ladder
 
-    def _question(self, task: str, classes: np.ndarray) -> tuple[Question, int]:
+    def _question(
+        self, task: str, classes: np.ndarray, rows: int
+    ) -> tuple[Question, int]:
         """What is to be decided, checked, and the seed."""
         count = len(classes)
         if count < 2:
@@ -486,12 +494,17 @@ class HeadClassifier(ClassifierMixin, BaseEstimator):
         several = task == "multilabel"
         metric = self.scoring or ("average_precision" if several else "accuracy")
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+        epochs = self.epochs
+        if epochs is None:
+            size = _bucket(rows)
+            least = _LEAST_STEPS * min(self.batch_size, size) / size
+            epochs = max(TrainConfig.epochs, least)
         config = Config(
-            heads=self._heads(task, count),
+            heads=self._heads(task, count, rows),
             optimizer=OptimizerConfig(learning_rate=(self.learning_rate,)),
             train=TrainConfig(
                 batch_size=self.batch_size,
-                epochs=self.epochs,
+                epochs=epochs,
                 devices=self.devices,
                 seeds=(seed,),
             ),

@@ -4,6 +4,7 @@ import ast
 import dataclasses
 import functools
 import json
+import math
 import re
 from pathlib import Path
 
@@ -17,15 +18,41 @@ from train import main
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted((ROOT / "configs").glob("*.py"))
 
-# Per file in configs/: the data that the test writes, if any, and the devices.
+# Per file in configs/: the data that the test writes, if any, the devices, and flags
+# that make it small.
 SMALL = {
+    "auto": (
+        *(None, 1, "--config.selection.folds=2"),
+        *("--config.heads.1.alpha=(0.1,1.0)", "--config.heads.2.C=(0.1,1.0)"),
+        "--config.heads.3.dropout=(0.5,)",
+    ),
     "breast_cancer": (None, 1),
+    "clip_lbfgs": (None, 1, "--config.heads.0.C=(0.1,1.0)"),
     "default": (None, 1),
     "dinov2_linear": (None, 8),
+    "dinov2_linear_52": ("dinov2_linear_52", 1),
+    "dinov2_logreg_45": (None, 1, "--config.heads.0.C=(0.1,1.0)"),
+    "fewshot_lsr": (
+        *(None, 1, "--config.curve.shots=(1,3)"),
+        "--config.curve.repeats=2",
+    ),
+    "knn_dino": (None, 8),
     "linear_probe": (None, 1),
+    "logistic": (
+        *(None, 1, "--config.heads.0.C=(0.1,1.0)", "--config.selection.folds=2"),
+        *("--config.selection.extend=0", "--config.selection.nested=2"),
+    ),
     "mlp": (None, 1),
     "multi_label": ("multi_label", 1),
+    "ridge": (
+        *(None, 8, "--config.heads.0.alpha=(0.1,1.0)"),
+        "--config.selection.extend=0",
+    ),
     "sentiment": ("sentiment", 1),
+    "setfit_lp": (
+        *(None, 1, "--config.curve.shots=(2,)"),
+        "--config.curve.repeats=1",
+    ),
 }
 STEPS, EVALUATIONS = 5, 2
 
@@ -45,6 +72,14 @@ def write_sentiment(folder):
         )
 
 
+def write_dinov2_linear_52(folder):
+    """Five vectors side by side."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(120) % 3
+    x = rng.normal(size=(120, 5, 6)) + labels[:, None, None]
+    np.savez(folder / "train.npz", embeddings=x.reshape(120, 30), labels=labels)
+
+
 def write_multi_label(folder):
     rng = np.random.default_rng(0)
     x = rng.normal(size=(200, 12))
@@ -53,7 +88,11 @@ def write_multi_label(folder):
     np.savez(folder / "train.npz", embeddings=x.astype(np.float32), labels=labels)
 
 
-WRITERS = {"sentiment": write_sentiment, "multi_label": write_multi_label}
+WRITERS = {
+    "dinov2_linear_52": write_dinov2_linear_52,
+    "multi_label": write_multi_label,
+    "sentiment": write_sentiment,
+}
 
 
 def strict(text):
@@ -65,33 +104,41 @@ def strict(text):
     return json.loads(text, parse_constant=refuse)
 
 
-def documented(heading):
-    """The keys of the table below a heading of docs/result.md: all, and the certain.
+def documented(*headings):
+    """The keys of tables below headings of docs/result.md: all, and the certain.
 
     What only some runs have is described starting with when, in italics.
     """
     text = (ROOT / "docs" / "result.md").read_text()
-    (section,) = re.findall(rf"^#+ {heading}\n(.*?)(?=^#|\Z)", text, re.M | re.S)
-    rows = re.findall(r"^\| `(\w+)` \| ?(.*)\|$", section, re.M)
+    rows = []
+    for heading in headings:
+        (section,) = re.findall(rf"^#+ {heading}\n(.*?)(?=^#|\Z)", text, re.M | re.S)
+        rows += re.findall(r"^\| `(\w+)` \| ?(.*)\|$", section, re.M)
     return {key for key, _ in rows}, {
         key for key, words in rows if not words.startswith("*")
     }
 
 
-def assert_documented(keys, heading):
-    known, certain = documented(heading)
-    assert certain <= set(keys) <= known, heading
+def assert_documented(keys, *headings):
+    known, certain = documented(*headings)
+    assert certain <= set(keys) <= known, headings
+
+
+def generic(keys, metric):
+    """Keys that begin with the name of a metric, as the page writes them."""
+    return {re.sub(rf"^{metric}(?=_ci$|$)", "METRIC", key) for key in keys}
 
 
 @pytest.fixture(scope="module", params=sorted(SMALL))
 def ran(request, tmp_path_factory):
     """A small run of one config: its name, its folder and how many entries are NaN."""
-    data, devices = SMALL[request.param]
+    data, devices, *changes = SMALL[request.param]
     arguments = [
         f"--config={ROOT / 'configs' / request.param}.py",
         f"--config.train.steps={STEPS}",
         f"--config.train.evaluations={EVALUATIONS}",
         f"--config.train.devices={devices}",
+        *changes,
     ]
     missing = 0
     if data:
@@ -104,17 +151,36 @@ def ran(request, tmp_path_factory):
     return request.param, workdir, missing
 
 
+def read(workdir):
+    """The result, the settings and the lines of the log."""
+    stored = strict((workdir / "config.json").read_text())
+    assert_documented(stored, "config.json")
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    result = strict((workdir / "result.json").read_text())
+    return result, stored["config"], [strict(line) for line in lines]
+
+
+def searched(name):
+    """Whether a config compares whole fits."""
+    return build.searched(flags.load(str(ROOT / "configs" / f"{name}.py")))
+
+
 def test_a_run_writes_all_that_is_documented(ran):
     name, workdir, missing = ran
-    assert {path.name for path in workdir.iterdir()} == {
-        *("config.json", "metrics.jsonl", "result.json"),
-        *("checkpoints", "head", "curves.png"),
-    }
-    assert (workdir / "curves.png").read_bytes().startswith(b"\x89PNG")
-    assert [path.name for path in (workdir / "checkpoints").iterdir()] == [f"{STEPS}"]
+    result, settings, _ = read(workdir)
+    files = {"config.json", "metrics.jsonl", "result.json", "head", "curves.png"}
+    if not searched(name):
+        files.add("checkpoints")
+        (saved,) = (workdir / "checkpoints").iterdir()
+        assert saved.name == f"{STEPS}"
+    if settings["curve"]["shots"]:
+        files.add("learning_curve.png")
+    assert {path.name for path in workdir.iterdir()} == files
+    for picture in workdir.glob("*.png"):
+        assert picture.read_bytes().startswith(b"\x89PNG")
 
-    result = strict((workdir / "result.json").read_text())
-    assert_documented(result, "result.json")
+    more = ["what only a search has"] if searched(name) else []
+    assert_documented(result, "result.json", *more)
     assert_documented(result["selected"], "selected")
     assert_documented(result["val"], "val and test")
     assert_documented(result["test"], "val and test")
@@ -122,26 +188,70 @@ def test_a_run_writes_all_that_is_documented(ran):
     assert_documented(result["data"], "data")
     for candidate in result["candidates"]:
         assert_documented(candidate, "candidates")
-
-    stored = strict((workdir / "config.json").read_text())
-    assert_documented(stored, "config.json")
-    settings = stored["config"]
     assert settings["train"]["steps"] == STEPS
+    assert result.get("protocol", "") == settings["protocol"]
     entries = sum(result["data"].get("missing_entries", {}).values())
     assert entries == missing, name
 
-    lines = [
-        strict(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()
-    ]
-    shapes = [settings["optimizer"][key] for key in ("learning_rate", "weight_decay")]
-    each_head = np.prod([len(values) for values in shapes])
-    candidates = sum(each_head * len(head["dropout"]) for head in settings["heads"])
+
+def tried(settings, head):
+    """How many combinations of swept values one head has."""
+    if head["name"] in build.SOLVED:
+        each = [head[field] for field in build.SOLVED[head["name"]]]
+    else:
+        optimizer = settings["optimizer"]
+        each = [optimizer["learning_rate"], optimizer["weight_decay"], head["dropout"]]
+    return math.prod(len(values) for values in each)
+
+
+def test_the_log_has_what_is_documented(ran):
+    name, workdir, _ = ran
+    result, settings, lines = read(workdir)
+    candidates = sum(tried(settings, head) for head in settings["heads"])
+    if searched(name):
+        assert lines == result["candidates"]
+        # A grid is extended where its edge won.
+        extended = len(lines) - candidates
+        assert extended % 3 == 0
+        assert 0 <= extended // 3 <= settings["selection"]["extend"]
+        return
     assert len(result["candidates"]) == candidates
     assert len(lines) == candidates * EVALUATIONS
     known, certain = documented("metrics.jsonl")
     for line in lines:
         assert certain - {"top_5_accuracy"} <= set(line)
         assert set(line) <= known | {"auroc", "average_precision"}
+
+
+def test_what_a_search_tells_is_documented(ran):
+    name, workdir, _ = ran
+    result, settings, _ = read(workdir)
+    heads = {one["head"]: one for one in result["candidates"]}
+    for candidate in result["candidates"]:
+        solved = candidate["head"] == "logistic"
+        assert (candidate["solver"] is not None) == solved
+        if solved:
+            assert_documented(candidate["solver"], "solver")
+    if not searched(name):
+        return
+    metric, selection = result["selected"]["metric"], settings["selection"]
+    assert_documented(generic(result["corrected"], metric), "corrected")
+    assert_documented(result["folds"], "folds")
+    assert len(result["comparisons"]) == len(heads) - 1
+    for comparison in result["comparisons"]:
+        assert_documented(comparison, "comparisons")
+    assert ("nested" in result) == bool(selection["nested"])
+    if "nested" in result:
+        assert_documented(result["nested"], "val and test", "nested")
+        assert len(result["nested"]["chosen"]) == selection["nested"]
+    points, curve = result.get("learning_curve", []), settings["curve"]
+    assert [point["shots"] for point in points] == curve["shots"]
+    for point in points:
+        assert_documented(point, "learning_curve")
+        assert len(point["scores"]) == len(point["chosen"]) == curve["repeats"]
+    assert result["test_looks"] == 1 + len(points) * curve["repeats"]
+    head = strict((workdir / "head" / "head.json").read_text())
+    assert head["metrics"]["corrected"] == result["corrected"]
 
 
 def test_the_head_that_is_written_predicts(ran):
@@ -204,8 +314,10 @@ CALLED = {
     "OptimizerConfig": {"optimizer"},
     "TrainConfig": {"train"},
     "SelectionConfig": {"selection"},
+    "CurveConfig": {"curve"},
     "CheckpointConfig": {"settings", "checkpoint"},
 }
+CHECKS = ("check", "_check_")
 FIELDS = [
     (section, field.name)
     for section in CALLED
@@ -216,14 +328,15 @@ FIELDS = [
 @functools.cache
 def reads():
     """(what it is read from, field) of all of flaxhead; `*_end` for f"{...}_end"."""
-    found = set()
+    # What a solved head sweeps is read by its name in this table.
+    found = {("head", name) for names in build.SOLVED.values() for name in names}
     for path in Path(flaxhead.__file__).parent.rglob("*.py"):
         if path.name == "config.py":
             continue
         tree = ast.parse(path.read_text())
         for node in ast.walk(tree):
             # To check a setting is not to use it.
-            if isinstance(node, ast.FunctionDef) and node.name == "check":
+            if isinstance(node, ast.FunctionDef) and node.name.startswith(CHECKS):
                 node.body = []
         for node in ast.walk(tree):
             owner, name = None, None

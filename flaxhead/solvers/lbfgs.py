@@ -33,6 +33,8 @@ _DECREASE = 1e-4
 # Losses that differ by less, relatively, may be the same but for rounding.
 _ROUNDING = 1e-6
 _MAX_REJECTIONS = 10
+# The gradient still shrinks for a while after rounding hides that the value does.
+_MAX_IDLE = 30
 
 
 class Info(NamedTuple):
@@ -40,11 +42,10 @@ class Info(NamedTuple):
 
     Attributes:
       iterations: evaluations.
-      gradient_norm: of the whole objective, in the metric of the inverse Hessian, as a
-        share of the objective: the relative excess over the minimum is about its square
-        over 2.
+      gradient_norm: of the whole objective, in the metric of the inverse Hessian: the
+        root of `g' H^-1 g`. The excess over the minimum is about half its square.
       objective: `loss + penalty / 2 * |params|^2`.
-      converged: whether the norm is within the tolerance.
+      converged: whether the norm was small enough.
     """
 
     iterations: Array
@@ -61,6 +62,7 @@ class State(NamedTuple):
       position: which penalty a unit is at; the number of penalties when it is done.
       spent: evaluations at this penalty.
       rejections: trials turned down since the last that was not.
+      idle: evaluations since one that lowered the value by more than rounding.
       params: the best so far.
       loss: at `params`, without the penalty.
       gradient: the loss's.
@@ -78,6 +80,7 @@ class State(NamedTuple):
     position: Array
     spent: Array
     rejections: Array
+    idle: Array
     params: Array
     loss: Array
     gradient: Array
@@ -119,6 +122,7 @@ def start(params: Array, penalties: int) -> State:
         position=zeros,
         spent=zeros,
         rejections=zeros,
+        idle=zeros,
         params=params,
         loss=jnp.full(units, jnp.inf),
         gradient=jnp.zeros_like(params),
@@ -144,6 +148,7 @@ def advance(
     evaluations: int | Array,
     *,
     tolerance: float | Array,
+    floor: float | Array,
     max_iterations: int | Array,
 ) -> State:
     """Goes on for so many evaluations, or until every unit is done.
@@ -152,7 +157,8 @@ def advance(
       curve: what is minimised.
       state: where it was left.
       evaluations: at most so many, each for all units; may be traced.
-      tolerance: of `Info.gradient_norm`.
+      tolerance: of half the square of the norm, as a share of the objective.
+      floor: the objective is taken for no less.
       max_iterations: evaluations a penalty, after which a unit goes on to the next.
 
     Returns:
@@ -165,13 +171,17 @@ def advance(
 
     return lax.while_loop(
         unfinished,
-        lambda state: _iterate(curve, state, tolerance, max_iterations),
+        lambda state: _iterate(curve, state, tolerance, floor, max_iterations),
         state,
     )
 
 
 def _iterate(
-    curve: Curve, state: State, tolerance: float | Array, max_iterations: int | Array
+    curve: Curve,
+    state: State,
+    tolerance: float | Array,
+    floor: float | Array,
+    max_iterations: int | Array,
 ) -> State:
     count, units = curve.penalties.shape
     each = jnp.arange(units)
@@ -211,14 +221,17 @@ def _iterate(
     steps = state.steps.at[slot].set(jnp.where(kept, state.direction, 0))
     changes = state.changes.at[slot].set(jnp.where(kept, change, 0))
     products = state.products.at[slot].set(jnp.where(useful, product, 0))
-    square = _dot(curve.penalised * state.direction, state.direction)
-    squares = state.squares.at[slot].set(jnp.where(useful, square, 0))
+    own = _dot(curve.penalised * state.direction, state.direction)
+    squares = state.squares.at[slot].set(jnp.where(useful, own, 0))
 
     taken = active & accepted
     params = jnp.where(_over(taken, trial), trial, state.params)
     loss = jnp.where(taken, loss, state.loss)
     gradient = jnp.where(_over(taken, trial), gradient, state.gradient)
     slope = jnp.where(_over(taken, trial), trial_slope, slope)
+    # The first trial is the start itself, whose value before counts as infinite.
+    lower = accepted & ((trial_value < value * (1 - 2e-7)) | jnp.isinf(value))
+    idle = jnp.where(lower, 0, state.idle + 1)
     value = jnp.where(taken, trial_value, value)
     rejections = jnp.where(accepted, 0, state.rejections + 1)
     spent = state.spent + active
@@ -227,16 +240,17 @@ def _iterate(
         curve, steps, changes, products, squares, slot, penalty, slope
     )
     # Half of it is what a Newton step would gain.
-    norm = jnp.sqrt(-_dot(slope, direction) / jnp.where(value > 0, value, 1))
-    converged = norm <= tolerance
-    leaves = converged | (spent >= max_iterations) | (rejections > _MAX_REJECTIONS)
+    square = -_dot(slope, direction)
+    converged = square / 2 <= tolerance * jnp.maximum(value, floor)
+    stalled = (rejections > _MAX_REJECTIONS) | (idle > _MAX_IDLE)
+    leaves = converged | stalled | (spent >= max_iterations)
 
     def record(all_of_it: Array, new: Array) -> Array:
         # A unit that is done is at a position that there is not: nothing is written.
         return all_of_it.at[state.position, each].set(new, mode="drop")
 
     solutions = record(state.solutions, params)
-    info = jax.tree.map(record, state.info, Info(spent, norm, value, converged))
+    info = jax.tree.map(record, state.info, Info(spent, square**0.5, value, converged))
 
     # Towards the next penalty: along the line through the last two solutions.
     position = state.position + (active & leaves)
@@ -257,6 +271,7 @@ def _iterate(
         position=position,
         spent=jnp.where(moved, 0, spent),
         rejections=jnp.where(moved, 0, rejections),
+        idle=jnp.where(moved, 0, idle),
         params=params,
         loss=loss,
         gradient=gradient,

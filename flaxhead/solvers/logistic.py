@@ -26,11 +26,16 @@ from flaxhead.metrics import Output
 from flaxhead.moments import class_moments, divisor, exact, sum_rows
 from flaxhead.solvers import lbfgs
 
-TOLERANCE = 1e-2
+TOLERANCE = 1e-6
+# Nats a row.
+FLOOR = 0.0
 # A class that a lane has no row of: its intercept would be minus infinity.
 _RAREST = 1e-10
 # Variances below this share of the largest are the rounding of the decomposition.
 _FLATTEST = 1e-7
+# A class is most in doubt where its own features are large: the curvature is more than
+# the product of averages, and a diagonal that is too small costs twice the evaluations.
+_CURVATURE = 4.0
 
 
 class PathInfo(NamedTuple):
@@ -38,9 +43,9 @@ class PathInfo(NamedTuple):
 
     Attributes:
       iterations: `int32`, evaluations of the objective and its gradient.
-      gradient_norm: of the objective's gradient, in the metric of the inverse Hessian
-        as L-BFGS knows it, relative: the root of `g' H^-1 g / objective`. Half its
-        square is about the share by which the objective is above its minimum.
+      gradient_norm: of the objective's gradient `g`, in the metric of the inverse
+        Hessian as L-BFGS knows it, relative: the root of `g' H^-1 g / objective`. Half
+        its square is about the share by which the objective is above its minimum.
       objective: `|W|^2 / 2 + C * sum_i w_i loss_i`.
       converged: `bool`, whether the norm is within the tolerance. False where the
         iterations ran out, or rounding left no step that helps.
@@ -114,6 +119,7 @@ def logistic(
     *,
     output: Output = "softmax",
     tolerance: float | Array = TOLERANCE,
+    floor: float | Array = FLOOR,
     max_iterations: int = 1000,
     class_weights: ArrayLike | None = None,
     axis: str | None = None,
@@ -127,7 +133,10 @@ def logistic(
       output: `softmax`, classes that exclude each other, labels `int [rows]` or soft
         `float [rows, classes]`; or `sigmoid`, one regression a class, labels `int
         [rows]` or `float [rows, classes]` with NaN where one is missing.
-      tolerance: of `PathInfo.gradient_norm`.
+      tolerance: of half the square of `PathInfo.gradient_norm`: about the share by
+        which the objective may be above its minimum.
+      floor: nats a row; an objective that is less is taken for as much by the
+        tolerance. With 1, what matters little to predictions is not pursued.
       max_iterations: evaluations after which it stops anyhow.
       class_weights: `[classes]`, multiplies a row's weight (softmax) or an entry's
         (sigmoid), as in `losses.class_weighted`.
@@ -152,6 +161,7 @@ def logistic(
         classes,
         output=output,
         tolerance=tolerance,
+        floor=floor,
         max_iterations=max_iterations,
         class_weights=class_weights,
         axis=axis,
@@ -179,6 +189,7 @@ def logistic_path(
     classes: int,
     output: Output = "softmax",
     tolerance: float = TOLERANCE,
+    floor: float = FLOOR,
     max_iterations: int = 1000,
     class_weights: ArrayLike | None = None,
 ) -> tuple[Params, PathInfo]:
@@ -191,6 +202,7 @@ def logistic_path(
       classes: as of `logistic`, and so are the others.
       output: see `logistic`.
       tolerance: see `logistic`.
+      floor: see `logistic`.
       max_iterations: evaluations for one `C`.
       class_weights: see `logistic`.
 
@@ -212,7 +224,7 @@ def logistic_path(
     if strengths.ndim != 1 or not (strengths > 0).all():
         raise ValueError(f"C is {C}: expected a list of positive numbers")
     # Arguments, not constants: one compilation serves every tolerance.
-    limits = (jnp.float32(tolerance), jnp.int32(max_iterations))
+    limits = (jnp.float32(tolerance), jnp.float32(floor), jnp.int32(max_iterations))
     factors = None if class_weights is None else jnp.asarray(class_weights)
     rest = (data, jnp.asarray(weights), jnp.asarray(strengths), factors, limits)
     state = _start(*rest, classes=classes, output=output)
@@ -222,11 +234,12 @@ def logistic_path(
 
 
 def _pieces(classes: int, output: Output, factors: Any, limits: Any) -> LogisticPieces:
-    tolerance, max_iterations = limits
+    tolerance, floor, max_iterations = limits
     return logistic_pieces(
         classes,
         output=output,
         tolerance=tolerance,
+        floor=floor,
         max_iterations=max_iterations,
         class_weights=factors,
     )
@@ -253,6 +266,7 @@ def logistic_pieces(
     *,
     output: Output = "softmax",
     tolerance: float | Array = TOLERANCE,
+    floor: float | Array = FLOOR,
     max_iterations: int | Array = 1000,
     class_weights: ArrayLike | None = None,
     axis: str | None = None,
@@ -263,6 +277,7 @@ def logistic_pieces(
       classes: as of `logistic`, and so are the others.
       output: see `logistic`.
       tolerance: see `logistic`.
+      floor: see `logistic`.
       max_iterations: evaluations for one `C`.
       class_weights: see `logistic`.
       axis: see `logistic`; `data` and `weights` are then one device's share.
@@ -306,7 +321,9 @@ def logistic_pieces(
         mean, count = moments.means[0], moments.counts[0]
         variances, axes = jnp.linalg.eigh(moments.scatter / divisor(count))
         largest = jnp.max(variances)
-        variances = jnp.maximum(variances, jnp.where(largest > 0, largest, 1) * _FLATTEST)
+        variances = jnp.maximum(
+            variances, jnp.where(largest > 0, largest, 1) * _FLATTEST
+        )
 
         def count_labels(rows: _Rows, _: Array) -> tuple[Array, Array]:
             shares = rows.labels
@@ -322,7 +339,9 @@ def logistic_pieces(
         )
         totals = jnp.sum(counts, axis=1) if softmax else entries.ravel()
         totals = divisor(totals)
-        share = jnp.maximum(counts.reshape(len(totals), group) / totals[:, None], _RAREST)
+        share = jnp.maximum(
+            counts.reshape(len(totals), group) / totals[:, None], _RAREST
+        )
         if softmax:
             intercept, scale = jnp.log(share), share
         else:
@@ -337,7 +356,7 @@ def logistic_pieces(
             mean=mean,
             axes=axes,
             totals=totals,
-            curvature=scale[..., None] * jnp.concatenate([variances, one]),
+            curvature=scale[..., None] * jnp.concatenate([_CURVATURE * variances, one]),
             C=jnp.sort(C),
             place=place,
             search=lbfgs.start(params, len(C)),
@@ -373,6 +392,7 @@ def logistic_pieces(
             state.search,
             evaluations,
             tolerance=tolerance,
+            floor=floor,
             max_iterations=max_iterations,
         )
         return state._replace(search=search)
@@ -400,8 +420,11 @@ def logistic_pieces(
         bias = bias - jnp.einsum(
             "d,cldk->clk", state.mean, kernel, precision=lax.Precision.HIGHEST
         )
-        scale = state.C[:, None] * state.totals
-        info = search.info._replace(objective=search.info.objective * scale)
+        value = divisor(search.info.objective)
+        info = search.info._replace(
+            gradient_norm=search.info.gradient_norm / jnp.sqrt(value),
+            objective=search.info.objective * state.C[:, None] * state.totals,
+        )
         by_lane = (len(state.C), -1, 1 if softmax else classes)
         iterations, norm, objective, converged = (
             leaf[state.place].reshape(by_lane) for leaf in info
@@ -502,7 +525,9 @@ def _chunks(rows: _Rows, mean: Array, axes: Array, size: int) -> _Rows:
 
 
 def _sum_chunks(
-    evaluate: Callable[[Array, _Rows], tuple[Array, Array]], params: Array, chunks: _Rows
+    evaluate: Callable[[Array, _Rows], tuple[Array, Array]],
+    params: Array,
+    chunks: _Rows,
 ) -> tuple[Array, Array]:
     """Loss `[units]` and gradient as `params`, `[units, classes, dim + 1]`."""
     flat = params.reshape(-1, params.shape[-1])

@@ -19,6 +19,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from flaxhead.base import Array, Batch, Fit, Hyperparameters, Params
@@ -453,9 +454,9 @@ def _left_out(
 
 
 def _refuse_missing(labels: Array, weights: Array) -> None:
-    if labels.ndim == 1 or isinstance(labels, jax.core.Tracer):
+    if labels.ndim == 1 or isinstance(labels, Tracer):
         return
-    if isinstance(weights, jax.core.Tracer):
+    if isinstance(weights, Tracer):
         return
     partly = jnp.any(jnp.isnan(labels), axis=-1) & (weights > 0)
     if partly.any():
