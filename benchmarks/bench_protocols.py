@@ -4,10 +4,10 @@
         [--configs knn_dino ridge] [--steps 500]
 
 Runs config files of configs/ as they are, but for the data: the embeddings are
-`NAME/train.npz` and so on in the folder that FLAXHEAD_DATA names (default: data). Beside
-each is scikit-learn, where it has a counterpart: fitted with the hyperparameters that
-won, on the same rows (of a learning curve: on the same draws), and scored on the same
-test rows. `dinov2_linear_52` wants five vectors side by side, and is given the same
+`NAME/train.npz` and so on in the folder that FLAXHEAD_DATA names (default: data).
+Beside each is scikit-learn, where it has a counterpart: fitted with the hyperparameters
+that won, on the same rows (of a learning curve: on the same draws), and scored on the
+same test rows. `dinov2_linear_52` wants five vectors side by side, and is given one
 embedding five times; `--steps` trains it for fewer steps than its 12,500.
 """
 

@@ -6,10 +6,11 @@ Oquab et al., 2023, "DINOv2: Learning Robust Visual Features without Supervision
 dinov2/eval/log_regression.py in its repository: features as they are, C = 10^e for 45
 even steps of e from -6 to 5, chosen by accuracy on the rows given for it or on a tenth
 of the training rows, then fitted again with them. Theirs iterates in float64, at most
-1,000 times, to a tolerance of 1e-12; here float32 stops about 5e-7 of the objective
-above its minimum, and the tenth is stratified.
+1,000 times, to a tolerance of 1e-12; here float32 stops at `HeadConfig.tolerance`, and
+the tenth is stratified.
 
-EXPECTED
+Expected on its default, the digits of scikit-learn: test accuracy 0.955 (95 % interval
+0.929 to 0.972), in 13 s of CPU time on 2 cores, cold.
 """
 
 from flaxhead import Config, DataConfig, HeadConfig, SelectionConfig
@@ -23,7 +24,6 @@ def get_config() -> Config:
             HeadConfig(
                 "logistic",
                 C=tuple(10 ** (-6 + 11 * i / 44) for i in range(45)),
-                tolerance=1e-3,
             ),
         ),
         selection=SelectionConfig(metric="accuracy", refit=True, extend=0),

@@ -8,7 +8,9 @@ comes, on embeddings as they are, ten draws of each size. SetFit first tunes the
 on the drawn rows; here, as its script does without a loss, the encoder stays frozen.
 The head that is kept is fitted on all rows.
 
-EXPECTED
+Expected on its default, the digits of scikit-learn: with 8 and 64 labels a class test
+accuracy 0.871 and 0.936 (standard deviations 0.022 and 0.009), with all 0.942, in 20 s
+of CPU time on 2 cores, cold.
 """
 
 from flaxhead import Config, CurveConfig, HeadConfig, SelectionConfig

@@ -83,9 +83,10 @@ class HeadConfig:
     """Numbers of neighbours to try (`knn`)."""
     temperature: tuple[float, ...] = (0.07,)
     """Temperatures of the neighbours' votes to try (`knn`)."""
-    tolerance: float = 1e-2
-    """Relative norm of the gradient at which a solution is one (`logistic`): half its
-    square is about the share by which the objective is above its minimum."""
+    tolerance: float = 1e-7
+    """How far the objective may be above its minimum, relative to it, or, along a path
+    of `C`, to that of a head that knows nothing where that is more; by an estimate that
+    can be several times too small (`logistic`)."""
 
 
 LADDER = (

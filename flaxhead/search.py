@@ -270,6 +270,8 @@ def _programs(
             question.classes,
             output=question.output,
             tolerance=head.tolerance,
+            # A candidate is not solved beyond what shows in its predictions.
+            floor=math.log(question.classes if question.output == "softmax" else 2),
             class_weights=question.class_weights,
             axis=axis,
         )

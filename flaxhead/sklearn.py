@@ -54,16 +54,17 @@ _ROWS_AT_ONCE = 4096
 
 def _adds(self: HeadClassifier) -> bool:
     """Whether the head follows exactly from moments, to which rows can be added."""
-    head = self.head
-    if isinstance(head, str) and head in _NAMES:
-        (head,) = self._heads("multiclass", 2, 0)
-    exact = isinstance(head, HeadConfig) and {
-        "nearest_mean": head.metric != "mahalanobis",
-        "lda": len(head.shrinkage) == 1,
-        "ridge": len(head.alpha) == 1,
-    }.get(head.name)
-    plain = exact and head.normalization != "standardize"
-    if not plain or isinstance(self.class_weight, str):
+    head = HeadConfig(self.head) if isinstance(self.head, str) else self.head
+    given = isinstance(self.head, HeadConfig)
+    shrinkages = len(head.shrinkage) if given else int(self.shrinkage is not None)
+    settings = head if given else self
+    exact = {
+        "nearest_mean": settings.metric != "mahalanobis",
+        "lda": shrinkages == 1,
+        "ridge": not given or len(head.alpha) == 1,
+    }.get(head.name, False)
+    balanced = isinstance(self.class_weight, str)
+    if not exact or settings.normalization == "standardize" or balanced:
         raise AttributeError(
             "partial_fit is there where it is exact: for the heads nearest_mean (not "
             "mahalanobis), lda of a given shrinkage and ridge of one alpha, without "
@@ -75,10 +76,10 @@ def _adds(self: HeadClassifier) -> bool:
 class HeadClassifier(ClassifierMixin, BaseEstimator):
     """A classification head on embeddings, as scikit-learn's classifiers are used.
 
-    `head="auto"` tries the ladder of nearest mean, ridge, logistic regression and, where
-    the rows fill a batch, MLP, each with its grid of settings, by cross-validation, and
-    fits the simplest that is within one standard error of the best. A named head is
-    fitted once, with the settings given here.
+    `head="auto"` tries the ladder of nearest mean, ridge, logistic regression and,
+    where there is a batch of rows or more, MLP, each with its grid of settings, by
+    cross-validation, and fits the simplest that is within one standard error of the
+    best. A named head is fitted once, with the settings given here.
 
     Equal rows of one label are one row of their summed weight. So weight 2 is the row
     twice, weight 0 is no row, and the order of rows changes nothing.
@@ -101,7 +102,8 @@ class HeadClassifier(ClassifierMixin, BaseEstimator):
         rows, so for it a dict says how likely they are beforehand.
       width: hidden units (`mlp`).
       dropout: rate (`linear`, `cosine`, `mlp`; `auto` has its own).
-      learning_rate: the peak of Adam's (trained heads).
+      learning_rate: the peak of Adam's; None: 0.001 (`mlp`) or 0.01 (`linear`,
+        `cosine`).
       epochs: passes over the rows; None: 30, or as many as 300 steps are (trained
         heads).
       batch_size: rows a step (trained heads); all rows if there are fewer.
@@ -148,7 +150,7 @@ class HeadClassifier(ClassifierMixin, BaseEstimator):
         class_weight: Any = None,
         width: int = 256,
         dropout: float = 0.0,
-        learning_rate: float = 1e-3,
+        learning_rate: float | None = None,
         epochs: float | None = None,
         batch_size: int = 256,
         cv: int = 5,
@@ -217,8 +219,8 @@ class HeadClassifier(ClassifierMixin, BaseEstimator):
         head = replace(found.head, **own)
         self._keep(head, found.params, found.statistics, X, prior=not choice)
         self.candidates_: list[Candidate] = found.candidates
-        self._moments = None
-        if hasattr(self, "partial_fit"):
+        self._moments: Moments | None = None
+        if not several and hasattr(self, "partial_fit"):
             self._moments = _moments(head, rows, len(classes))
         return self
 
@@ -226,7 +228,7 @@ class HeadClassifier(ClassifierMixin, BaseEstimator):
     def partial_fit(
         self, X: Any, y: Any, classes: Any = None, sample_weight: Any = None
     ) -> HeadClassifier:
-        """Adds rows to those of earlier calls: all parts together are as one `fit`.
+        """Adds rows to those of `fit` and of earlier calls: together as one `fit`.
 
         Args:
           X: `[rows, features]`.
@@ -235,17 +237,13 @@ class HeadClassifier(ClassifierMixin, BaseEstimator):
           sample_weight: `[rows]`, 0 or more.
 
         Raises:
-            far.
+          ValueError: for settings or data that can't be used, or fewer than two classes
+            so far.
         """
         first = not hasattr(self, "classes_")
         X, y, weights = self._read(X, y, sample_weight, reset=first)
         if y.ndim == 2:
             raise ValueError("partial_fit expects one label a row, got a matrix y")
-        if not first and self._moments is None:
-            raise ValueError(
-                "partial_fit adds rows to a head that was fitted as it would be now: "
-                "its settings have changed since; fit it again"
-            )
         there = weights > 0
         X, y, weights = X[there], y[there], weights[there]
         before = y[:0] if first else self.classes_
@@ -257,6 +255,11 @@ class HeadClassifier(ClassifierMixin, BaseEstimator):
         rows, _ = self._rows(known, X, y, weights, np.zeros(len(y), int))
         moments = _moments(head, rows, len(known))
         if not first:
+            if self._moments is None or _bare(head) != _bare(self.head_):
+                raise ValueError(
+                    "partial_fit adds rows to a head of the same settings, of one label"
+                    f" a row; fitted was {self.head_.name}, with others: fit it again"
+                )
             moments = _added(self._moments, np.searchsorted(known, before), moments)
         params = _from_moments(head, moments)
         nothing = np.zeros(X.shape[1], np.float32)
@@ -353,7 +356,8 @@ class HeadClassifier(ClassifierMixin, BaseEstimator):
             if self.cv < 2:
                 raise ValueError(f"cv is {self.cv}: expected 2 or more folds")
             return fold, 0
-        splits = list(check_cv(self.cv).split(X, y))
+        cv: Any = check_cv(self.cv, y, classifier=True)
+        splits = list(cv.split(X, y))
         fold += len(splits)
         for number, (train, test) in enumerate(splits):
             held = np.ones(len(X), bool)
@@ -381,7 +385,7 @@ class HeadClassifier(ClassifierMixin, BaseEstimator):
             enough = len(labels)
         folds = min(self.cv, enough)
         if folds < 2:
-            return there - 1, folds
+            return np.zeros(len(there), int), folds
         return stratified(rows.labels, folds=folds, seed=seed, where=there), folds
 
     def _rows(
@@ -499,9 +503,13 @@ class HeadClassifier(ClassifierMixin, BaseEstimator):
             size = _bucket(rows)
             least = _LEAST_STEPS * min(self.batch_size, size) / size
             epochs = max(TrainConfig.epochs, least)
+        heads = self._heads(task, count, rows)
+        rate = self.learning_rate
+        if rate is None:
+            rate = 1e-2 if heads[0].name in ("linear", "cosine") else 1e-3
         config = Config(
-            heads=self._heads(task, count, rows),
-            optimizer=OptimizerConfig(learning_rate=(self.learning_rate,)),
+            heads=heads,
+            optimizer=OptimizerConfig(learning_rate=(rate,)),
             train=TrainConfig(
                 batch_size=self.batch_size,
                 epochs=epochs,
@@ -647,9 +655,14 @@ def _moments(head: HeadConfig, rows: Batch, classes: int) -> Moments:
 
 def _added(old: Moments, places: np.ndarray, new: Moments) -> Moments:
     """Moments of the rows of both; class `i` of `old` is `places[i]` of `new`."""
-    counts, means = np.zeros_like(new.counts), np.zeros_like(new.means)
-    counts[places], means[places] = old.counts, old.means
-    return jax.tree.map(np.asarray, _add(Moments(counts, means, old.scatter), new))
+
+    def spread(values: Any) -> Any:
+        wider = np.zeros((len(new.counts), *values.shape[1:]), np.float32)
+        wider[places] = values
+        return wider
+
+    old = old._replace(counts=spread(old.counts), means=spread(old.means))
+    return jax.tree.map(np.asarray, _add(old, new))
 
 
 def _from_moments(head: HeadConfig, moments: Moments) -> Params:

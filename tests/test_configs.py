@@ -280,7 +280,7 @@ def test_without_data_the_folder_is_named(name, tmp_path, monkeypatch, capsys):
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_docstring_gives_command_score_and_seconds(path):
-    words = ast.get_docstring(ast.parse(path.read_text()))
+    words = ast.get_docstring(ast.parse(path.read_text())) or ""
     command = "python train.py"
     if path.stem != "default":
         command += f" --config=configs/{path.name}"

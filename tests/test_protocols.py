@@ -206,7 +206,7 @@ def test_fewshot_lsr_solves_what_big_vision_solves(shots):
 def test_setfit_lp_solves_what_scikit_learn_solves():
     x, labels, others = few(8)
     x, others = x / 16, others / 16
-    ours = logits("setfit_lp", x, labels, others, "--config.heads.0.tolerance=1e-5")
+    ours = logits("setfit_lp", x, labels, others, "--config.heads.0.tolerance=1e-9")
     probabilities = np.exp(ours) / np.exp(ours).sum(1, keepdims=True)
     wanted = LogisticRegression(tol=1e-10, max_iter=10_000).fit(x, labels)
     np.testing.assert_allclose(probabilities, wanted.predict_proba(others), atol=1e-4)

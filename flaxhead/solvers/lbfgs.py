@@ -28,7 +28,7 @@ from jax import lax
 
 from flaxhead.base import Array
 
-_MEMORY = 10
+_MEMORY = 8
 _DECREASE = 1e-4
 # Losses that differ by less, relatively, may be the same but for rounding.
 _ROUNDING = 1e-6
@@ -311,7 +311,12 @@ def _inverse_hessian(
     vector, factors = lax.fori_loop(
         0, _MEMORY, backwards, (vector, jnp.zeros_like(products))
     )
-    vector = vector / _diagonal(curve, penalty)
+    diagonal = _diagonal(curve, penalty)
+    # The latest step tells where the diagonal is too large, as it is meant to be.
+    latest = changes[slot] + ridge * steps[slot]
+    scale = products[slot] / _dot(latest, latest / diagonal)
+    scale = jnp.where(inverse[slot] > 0, jnp.clip(scale, 1.0, 1e3), 1.0)
+    vector = _over(scale, vector) * vector / diagonal
 
     def forwards(number: Array, vector: Array) -> Array:
         index = (slot + 1 + number) % _MEMORY

@@ -1,7 +1,8 @@
 """Logistic regression with an L2 penalty, solved exactly along a path of penalties.
 
 It minimises scikit-learn's objective, `|W|^2 / 2 + C * sum_i w_i loss_i`, with the
-intercept free. Folds, bootstraps and the fit to all rows are *lanes*: vectors of row
+intercept free; of two classes that exclude each other, `W` is the difference of their
+vectors, as there. Folds, bootstraps and the fit to all rows are *lanes*: vectors of row
 weights that share each product with the embeddings.
 
 The features are turned into their principal axes once. There `1 / (p_c s_j + penalty)`,
@@ -18,6 +19,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpy.typing as npt
 from jax import lax
 from jax.typing import ArrayLike
 
@@ -27,7 +29,6 @@ from flaxhead.moments import class_moments, divisor, exact, sum_rows
 from flaxhead.solvers import lbfgs
 
 TOLERANCE = 1e-6
-# Nats a row.
 FLOOR = 0.0
 # A class that a lane has no row of: its intercept would be minus infinity.
 _RAREST = 1e-10
@@ -136,7 +137,8 @@ def logistic(
       tolerance: of half the square of `PathInfo.gradient_norm`: about the share by
         which the objective may be above its minimum.
       floor: nats a row; an objective that is less is taken for as much by the
-        tolerance. With 1, what matters little to predictions is not pursued.
+        tolerance. With `log(classes)` the tolerance is relative to what knowing nothing
+        costs, and what matters little to predictions is not pursued.
       max_iterations: evaluations after which it stops anyhow.
       class_weights: `[classes]`, multiplies a row's weight (softmax) or an entry's
         (sigmoid), as in `losses.class_weighted`.
@@ -184,7 +186,7 @@ def logistic(
 def logistic_path(
     data: Batch,
     weights: ArrayLike,
-    C: ArrayLike,
+    C: npt.ArrayLike,
     *,
     classes: int,
     output: Output = "softmax",
@@ -307,10 +309,14 @@ def logistic_pieces(
     factors = None if class_weights is None else jnp.asarray(class_weights, float)
     if factors is not None and factors.shape != (classes,):
         raise ValueError(
-            f"class_weights has shape {factors.shape}: expected one a class, ({classes},)"
+            f"class_weights has shape {factors.shape}: expected ({classes},), one a"
+            " class"
         )
     softmax = output == "softmax"
     group = classes if softmax else 1  # classes of a unit
+    # Two classes are one vector to scikit-learn, the difference of these two, which at
+    # the optimum are opposite: the half of its square is twice the half of theirs.
+    columns = 2 if softmax and classes == 2 else 1
 
     def start(data: Batch, weights: Array, C: Array) -> PathState:
         rows = _rows(data, weights, classes, softmax, factors)
@@ -385,7 +391,7 @@ def logistic_pieces(
             evaluate=mean_loss,
             curvature=state.curvature,
             penalised=jnp.ones(state.curvature.shape[-1]).at[-1].set(0),
-            penalties=1 / (state.C[:, None] * state.totals),
+            penalties=columns / (state.C[:, None] * state.totals),
         )
         search = lbfgs.advance(
             curve,
@@ -489,7 +495,7 @@ def _rows(
     if factors is not None and softmax:
         own = factors[labels] if labels.ndim == 1 else exact(labels, factors)
         weights = weights * own[:, None]
-    elif factors is not None:
+    elif factors is not None and entries is not None:
         entries = entries * factors
     weights = jnp.where(present[:, None] & (weights > 0), weights, 0)
     # A lane that counts on a row that is not finite gets NaN, and the others nothing.
@@ -569,6 +575,7 @@ def _softmax(logits: Array, chunk: _Rows) -> tuple[Array, Array]:
 
 def _sigmoid(logits: Array, chunk: _Rows) -> tuple[Array, Array]:
     """Weighted losses `[units]` and slopes of `[units, 1, rows]` logits."""
+    assert chunk.entries is not None
     lanes = len(chunk.weights)
     logits = logits.reshape(lanes, -1, logits.shape[-1])
     weights = chunk.weights[:, None] * chunk.entries
