@@ -80,11 +80,10 @@ def counterpart(name: str, values: dict[str, float]) -> Any:
         scaled = name == "fewshot_lsr"
         return make_pipeline(StandardScaler(), ridge) if scaled else ridge
     if "k" in values:
-        return KNeighborsClassifier(
-            int(values["k"]),
-            metric="cosine",
-            weights=lambda distance: np.exp(-distance / values["temperature"]),
+        votes: Any = lambda distance: np.exp(  # noqa: E731
+            -distance / values["temperature"]
         )
+        return KNeighborsClassifier(int(values["k"]), metric="cosine", weights=votes)
     return None
 
 

@@ -11,7 +11,7 @@ here all 97 are solved, to `HeadConfig.tolerance`. How many rows were split off 
 told: a fifth here.
 
 Expected on its default, the digits of scikit-learn: test accuracy 0.944 (95 % interval
-0.916 to 0.964), in 11 s of CPU time on 2 cores, cold.
+0.916 to 0.964), in 13 s of CPU time on 2 cores, cold.
 """
 
 from flaxhead import Config, DataConfig, HeadConfig, SelectionConfig

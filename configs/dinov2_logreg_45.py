@@ -10,7 +10,7 @@ of the training rows, then fitted again with them. Theirs iterates in float64, a
 the tenth is stratified.
 
 Expected on its default, the digits of scikit-learn: test accuracy 0.955 (95 % interval
-0.929 to 0.972), in 13 s of CPU time on 2 cores, cold.
+0.929 to 0.972), in 12 s of CPU time on 2 cores, cold.
 """
 
 from flaxhead import Config, DataConfig, HeadConfig, SelectionConfig

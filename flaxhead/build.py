@@ -432,12 +432,22 @@ def _check_folds(config: Config) -> None:
             f"selection.folds is {selection.folds}; expected 2 or more, or 0 to choose "
             "by the validation rows"
         )
+    if selection.nested < 0 or selection.nested == 1:
+        raise ValueError(
+            f"selection.nested is {selection.nested}; expected 2 or more outer folds, "
+            "or 0 for none"
+        )
     if selection.fold_by == "leave_one_out":
         others = [head.name for head in config.heads if head.name != "ridge"]
         if others:
             raise ValueError(
                 "selection.fold_by is 'leave_one_out', which is exact for ridge alone, "
                 f"and heads has {', '.join(others)} too; use 'stratified'"
+            )
+        if selection.nested or curve.shots:
+            raise ValueError(
+                "selection.fold_by is 'leave_one_out', which leaves out no more than a "
+                "row; use 'stratified' for selection.nested and curve.shots"
             )
     _at_least("curve.repeats", curve.repeats, 1)
     if any(shots < 1 for shots in curve.shots):

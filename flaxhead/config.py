@@ -86,7 +86,7 @@ class HeadConfig:
     tolerance: float = 1e-7
     """How far the objective may be above its minimum, relative to it, or, along a path
     of `C`, to that of a head that knows nothing where that is more; by an estimate that
-    can be several times too small (`logistic`)."""
+    can be tens of times too small (`logistic`)."""
 
 
 LADDER = (

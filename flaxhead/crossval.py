@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from flaxhead import build
 from flaxhead.base import Batch
 from flaxhead.comparison import bias_corrected, mcnemar, paired_bootstrap
 from flaxhead.config import Config
@@ -358,7 +359,7 @@ def learning_curve(
     Every draw is a budget of labels: what wins is chosen by folds inside of it (as many
     as the settings say, or 5; no more than labels a class), and fitted on all of it.
     With one label a class nothing can be held out, so the first head is fitted with
-    the middle of its grid.
+    the middle of its grid; and an only candidate needs no choice.
 
     Args:
       question: what is decided; `config.curve` says how many labels and draws.
@@ -385,12 +386,14 @@ def learning_curve(
         selection = replace(question.config.selection, folds=folds)
         inside = question._replace(config=replace(question.config, selection=selection))
         compiled = programs(inside, rows=size)
+        heads = inside.config.heads
+        only = sum(len(build.grid(inside.config, head, size)) for head in heads) == 1
         scores, chosen = [], []
         for number, draw in enumerate(draws):
             rows = _filled(take(chosen_by.rows, draw), size)
             groups = chosen_by.data.groups
             groups = None if groups is None else _filled(groups[draw], size)
-            if folds < 2:
+            if folds < 2 or only:
                 found = fit_default(inside, rows, programs=compiled)
             else:
                 fold, count = cut(inside.config, rows, groups)

@@ -114,7 +114,8 @@ class HeadClassifier(ClassifierMixin, BaseEstimator):
       scoring: a name of `flaxhead.METRICS` to choose by; None: accuracy, or
         `average_precision` for several labels a row.
       rule: `one_standard_error`, or `best`.
-      tol: gradient norm at which a solution is one, relative to the first (`logistic`).
+      tol: how far the objective may be above its minimum, relative to it, by an
+        estimate (`logistic`).
       devices: how many local devices a solver uses; 0: all of them.
       random_state: seeds the folds and the training; an integer, a `RandomState`, or
         None.
@@ -443,7 +444,7 @@ class HeadClassifier(ClassifierMixin, BaseEstimator):
             raise ValueError(f"class_weight is {given}: expected numbers above 0")
         return each
 
-    def _heads(self, task: str, classes: int, rows: int) -> tuple[HeadConfig, ...]:
+    def _heads(self, task: str, rows: int) -> tuple[HeadConfig, ...]:
         """The heads to choose from, each with the values to try."""
         shared: dict[str, Any] = {
             "metric": self.metric,
@@ -459,12 +460,9 @@ class HeadClassifier(ClassifierMixin, BaseEstimator):
                 able = set(able) & set(build.SOLVED)
             ladder = tuple(replace(o, **shared) for o in LADDER if o.name in able)
         else:
-            # The softmax of two classes has two columns to penalise, scikit-learn's
-            # logistic regression one: half of the penalty each is the same head.
-            halves = 2 if task == "multiclass" and classes == 2 else 1
             one = HeadConfig(
                 self.head,
-                C=(self.C / halves,),
+                C=(self.C,),
                 alpha=(self.alpha,),
                 shrinkage=() if self.shrinkage is None else (self.shrinkage,),
                 k=(self.k,),
@@ -503,7 +501,7 @@ class HeadClassifier(ClassifierMixin, BaseEstimator):
             size = _bucket(rows)
             least = _LEAST_STEPS * min(self.batch_size, size) / size
             epochs = max(TrainConfig.epochs, least)
-        heads = self._heads(task, count, rows)
+        heads = self._heads(task, rows)
         rate = self.learning_rate
         if rate is None:
             rate = 1e-2 if heads[0].name in ("linear", "cosine") else 1e-3

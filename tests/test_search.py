@@ -1,6 +1,8 @@
 """Whole fits compared by folds: what is scored, what wins, what is fitted again."""
 
 import dataclasses
+import os
+import signal
 
 import jax
 import numpy as np
@@ -9,6 +11,7 @@ import scipy.special
 from sklearn.linear_model import RidgeClassifier
 from sklearn.metrics import accuracy_score, roc_auc_score
 
+import flaxhead as fh
 from flaxhead import (
     Config,
     CurveConfig,
@@ -19,6 +22,8 @@ from flaxhead import (
     arrays,
     crossval,
 )
+from flaxhead.loop import Interrupted
+from flaxhead.report.progress import Display
 from flaxhead.search import Question, predict, programs, search
 
 ROWS, DIM, CLASSES = 150, 6, 3
@@ -344,3 +349,52 @@ def test_a_class_missing_from_a_fold_is_survived():
     made = Question(config, 4, "multiclass", "softmax", "accuracy", None)
     found = answer(made, data).found
     assert all(np.isfinite(one.score) for one in found.candidates)
+
+
+def without_timing(result):
+    return {name: one for name, one in result.items() if name != "timing"}
+
+
+def test_a_search_that_is_stopped_starts_again(tmp_path):
+    config = settings(RIDGE, HeadConfig("nearest_mean"))
+    data = dataset(config)
+    whole = fh.run(config, tmp_path / "whole", data=data)
+
+    def stop(*_):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    display = Display(say=lambda sentence: None, step=stop, close=lambda: None)
+    with pytest.raises(Interrupted, match=r"SIGTERM .*starts again") as stopped:
+        fh.run(config, tmp_path / "stopped", data=data, display=display)
+    assert stopped.value.signal == signal.SIGTERM
+    assert not (tmp_path / "stopped" / "result.json").exists()
+    again = fh.run(config, tmp_path / "stopped", data=data)
+    assert without_timing(again) == without_timing(whole)
+    for part in ("head.json", "params.safetensors"):
+        paths = [tmp_path / run / "head" / part for run in ("whole", "stopped")]
+        assert paths[0].read_bytes() == paths[1].read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("selection", "curve", "words"),
+    [
+        ({"folds": 0}, {}, "validation rows"),
+        ({"folds": 1000}, {}, "folds"),
+        ({"fold_by": "grouped"}, {}, "groups"),
+        ({"nested": 1000}, {}, "folds"),
+        ({"nested": 1}, {}, "selection.nested is 1"),
+        ({"fold_by": "stratifed"}, {}, "selection.fold_by is 'stratifed'"),
+        ({"fold_by": "leave_one_out"}, {}, "nearest_mean"),
+        ({}, {"shots": (0,)}, "curve.shots"),
+        ({}, {"shots": (1,), "repeats": 0}, "curve.repeats"),
+    ],
+)
+def test_what_cannot_be_cut_is_refused_before_anything_is_written(
+    tmp_path, selection, curve, words
+):
+    config = settings(RIDGE, HeadConfig("nearest_mean"), **selection)
+    config = dataclasses.replace(config, curve=CurveConfig(**curve))
+    with pytest.raises(ValueError, match=words) as refused:
+        fh.run(config, tmp_path / "run", data=dataset(config))
+    assert "\n" not in str(refused.value)
+    assert not (tmp_path / "run").exists()

@@ -365,7 +365,7 @@ def _explain(
         return
     from matplotlib.lines import Line2D
 
-    dot = {"linestyle": "", "marker": "o"}
+    dot: Any = {"linestyle": "", "marker": "o"}
     missing = int(np.isnan(scores).sum())
     others = len(scores) - 1 - missing
     entries = [(Line2D([], [], color=canvas.WINNER, markersize=8, **dot), "winner")]
