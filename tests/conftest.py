@@ -1,5 +1,6 @@
 """Eight fake CPU devices for every test, set before JAX starts."""
 
+import gc
 import os
 import tempfile
 
@@ -12,3 +13,17 @@ os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR", tempfile.mkdtemp(prefix="flaxhead-tests-")
 )
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _forget_programs():
+    """Lets go of what a file compiled.
+
+    Programs are mapped into memory, and past 65,530 mappings a process crashes.
+    """
+    yield
+    jax.clear_caches()
+    gc.collect()

@@ -53,6 +53,14 @@ def run_from_library(text):
     assert set(re.findall(r"\w+", predicted + labelled)) <= {"ant", "bee", "cat"}
 
 
+def sklearn_pipeline(text):
+    auto, searched = floats(r"accuracy (\S+)", text)
+    assert min(auto, searched) > 0.85
+    by_ridge, by_labels = floats(r"(0\.\d+) by", text)
+    assert by_ridge == pytest.approx(by_labels, abs=0.05)
+    assert "in four parts as in one: True" in text
+
+
 OUTCOMES = {
     check.__name__: check
     for check in (
@@ -62,6 +70,7 @@ OUTCOMES = {
         frozen_backbone,
         new_classes,
         run_from_library,
+        sklearn_pipeline,
     )
 }
 
