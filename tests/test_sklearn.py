@@ -468,7 +468,7 @@ def test_saved_heads_load(head, normalization, tmp_path):
     [
         ({"head": "svm"}, "head is 'svm': expected auto, "),
         ({"head": "ridge", "alpha": -1.0}, r"alpha is \(-1.0,\); expected"),
-        ({"head": "logistic", "C": 0}, r"C is \(0.0,\); expected"),
+        ({"head": "logistic", "C": 0}, r"C is \(0,\); expected"),
         ({"normalization": "l1"}, "normalization is 'l1'; expected one of"),
         ({"scoring": "f2"}, "metric is 'f2'; expected one of"),
         ({"rule": "worst"}, "rule is 'worst'; expected one of"),
