@@ -374,8 +374,12 @@ def untouched(head: HeadConfig) -> bool:
 def searched(config: Config) -> bool:
     """Whether whole fits are compared, and not the steps of gradient descent."""
     solved = any(head.name in SOLVED for head in config.heads)
-    by_folds = config.selection.folds or config.selection.fold_by == "leave_one_out"
-    return solved or bool(by_folds) or bool(config.curve.shots)
+    return solved or by_folds(config) or bool(config.curve.shots)
+
+
+def by_folds(config: Config) -> bool:
+    """Whether folds choose, and not the validation rows."""
+    return bool(config.selection.folds) or config.selection.fold_by == "leave_one_out"
 
 
 def precision(config: Config) -> Any:

@@ -21,6 +21,7 @@ from flaxhead.search import (
     Question,
     Tick,
     fit_default,
+    padded,
     predict,
     programs,
     search,
@@ -106,7 +107,9 @@ def run(
         "corrected": corrected(question, found, chosen_by),
         "comparisons": comparisons(question, found, chosen_by),
         "folds": {
-            "by": config.selection.fold_by if by_folds(config) else "validation rows",
+            "by": config.selection.fold_by
+            if build.by_folds(config)
+            else "validation rows",
             "rows": np.bincount(chosen_by.fold[held]).tolist(),
             "refit": len(chosen_by.fold) if refitted(config) else 0,
         },
@@ -140,7 +143,7 @@ def _compile_seconds(compiled: list[Programs]) -> float:
 
 def refitted(config: Config) -> bool:
     """Whether the winner is fitted again on the rows that were held out."""
-    return config.selection.refit or by_folds(config)
+    return config.selection.refit or build.by_folds(config)
 
 
 def pool(config: Config, data: Dataset) -> Pool:
@@ -159,7 +162,7 @@ def pool(config: Config, data: Dataset) -> Pool:
         )
     everything = concatenate(data.train, data.val)
     rows = to_batch(everything)
-    if not by_folds(config):
+    if not build.by_folds(config):
         if not len(data.val.labels):
             raise ValueError(
                 "there are no validation rows to choose by; set data.val_fraction, or "
@@ -172,11 +175,6 @@ def pool(config: Config, data: Dataset) -> Pool:
         cut(_outer(config), rows, everything.groups)
     fold, folds = cut(config, rows, everything.groups)
     return Pool(everything, rows, fold, folds)
-
-
-def by_folds(config: Config) -> bool:
-    """Whether folds choose, and not the validation rows."""
-    return bool(config.selection.folds) or config.selection.fold_by == "leave_one_out"
 
 
 def cut(
@@ -390,9 +388,9 @@ def learning_curve(
         only = sum(len(build.grid(inside.config, head, size)) for head in heads) == 1
         scores, chosen = [], []
         for number, draw in enumerate(draws):
-            rows = _filled(take(chosen_by.rows, draw), size)
+            rows = padded(take(chosen_by.rows, draw), size)
             groups = chosen_by.data.groups
-            groups = None if groups is None else _filled(groups[draw], size)
+            groups = None if groups is None else padded(groups[draw], size)
             if folds < 2 or only:
                 found = fit_default(inside, rows, programs=compiled)
             else:
@@ -436,11 +434,3 @@ def learning_curve(
 def take(rows: Batch, where: np.ndarray) -> Batch:
     """The rows that `where` (`bool [rows]`) selects."""
     return jax.tree.map(lambda leaf: leaf[where], rows)
-
-
-def _filled(tree: Any, size: int) -> Any:
-    """Rows of weight 0 added, so that all draws have one shape."""
-    return jax.tree.map(
-        lambda leaf: np.pad(leaf, [(0, size - len(leaf)), *[(0, 0)] * (leaf.ndim - 1)]),
-        tree,
-    )

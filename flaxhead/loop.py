@@ -33,7 +33,7 @@ from flaxhead.report.choices import choices
 from flaxhead.report.curves import curves
 from flaxhead.report.learning_curve import learning_curve
 from flaxhead.report.progress import Display, quiet
-from flaxhead.search import RANKING, Question, head_names
+from flaxhead.search import Question, head_names, rank
 from flaxhead.selection import Candidate, Selection, grid_edges, select
 
 
@@ -486,10 +486,13 @@ def _evaluate(
     sums, logits = sweep.program.evaluate(progress)
     scores = finish(sums)
     if logits is not None:
-        ranking = RANKING[plan.metric]
         val = plan.data.val
         scores[plan.metric] = np.array(
-            [_rank(ranking, plan, one, val) for one in logits], np.float64
+            [
+                rank(plan.metric, one, val.labels, val.weights, output=plan.output)
+                for one in logits
+            ],
+            np.float64,
         )
     values = np.asarray(scores[plan.metric], np.float64)
     signed = values if METRICS[plan.metric].greater_is_better else -values
@@ -509,13 +512,6 @@ def _evaluate(
         for number in range(len(sweep.grid))
     )
     return sweep.program.keep_best(progress, signed)
-
-
-def _rank(ranking: Any, plan: _Plan, logits: np.ndarray, val: Embeddings) -> float:
-    if not np.isfinite(logits).all():
-        return math.nan
-    probabilities = np.asarray(bundle.to_probabilities(logits, plan.output))
-    return ranking(probabilities, val.labels, val.weights)
 
 
 def _running(plan: _Plan, sweep: _Sweep, progress: Any, step: int) -> bool:
@@ -636,7 +632,7 @@ def _described_search(plan: _Plan) -> str:
         for name, head in zip(head_names(config.heads), config.heads, strict=True)
     )
     by = "the validation rows"
-    if crossval.by_folds(config):
+    if build.by_folds(config):
         by = f"{config.selection.folds or ''} folds, {config.selection.fold_by}".strip()
     return (
         f"{shape} training embeddings, {len(data.val.labels)} for validation, "

@@ -526,16 +526,20 @@ def _pool(
     lanes = []
     for lane in range(folds):
         index = np.flatnonzero(fold == lane)
-        held = jax.tree.map(lambda leaf, of=index: _padded(leaf[of], largest), rows)
+        held = jax.tree.map(lambda leaf, of=index: leaf[of], rows)
+        held = padded(held, largest)
         lanes.append(
             _Lane(shares.rows(weights[:, lane]), _place(one, held, statistics), index)
         )
     return _Pool(data, lanes, everything, shares.rows(weights))
 
 
-def _padded(leaf: np.ndarray, rows: int) -> np.ndarray:
-    """With zeros: rows of weight 0."""
-    return np.pad(leaf, [(0, rows - len(leaf)), *[(0, 0)] * (leaf.ndim - 1)])
+def padded(tree: Any, rows: int) -> Any:
+    """Arrays with rows of zeros, and so of weight 0, added up to a number of rows."""
+    return jax.tree.map(
+        lambda leaf: np.pad(leaf, [(0, rows - len(leaf)), *[(0, 0)] * (leaf.ndim - 1)]),
+        tree,
+    )
 
 
 def _evaluate_fits(
@@ -677,19 +681,28 @@ class _Collect:
             labels, weights = self.rows.labels[self.held], self.rows.weights[self.held]
             scores = np.array(
                 [
-                    _rank(question, one[self.held], labels, weights)
+                    rank(
+                        question.metric,
+                        one[self.held],
+                        labels,
+                        weights,
+                        output=question.output,
+                    )
                     for one in self.logits
                 ]
             )
         return _Evaluated(scores, self.totals, self.counts, info, params, logits)
 
 
-def _rank(question: Question, logits: np.ndarray, labels: Any, weights: Any) -> float:
+def rank(
+    metric: str, logits: np.ndarray, labels: Any, weights: Any, *, output: Output
+) -> float:
+    """A metric of `RANKING`, of all rows at once; NaN for logits that aren't finite."""
     if not np.isfinite(logits).all():
         return math.nan
-    softmax = question.output == "softmax"
+    softmax = output == "softmax"
     probabilities = jax.nn.softmax(logits) if softmax else jax.nn.sigmoid(logits)
-    return RANKING[question.metric](np.asarray(probabilities), labels, weights)
+    return RANKING[metric](np.asarray(probabilities), labels, weights)
 
 
 def _columns(
