@@ -13,7 +13,7 @@ from flaxhead.heads import linear
 from flaxhead.solvers import logistic, logistic_path, logistic_pieces
 
 # About what float32 can tell.
-TIGHT = 1e-9
+TIGHT = 1e-11
 STRENGTHS = (1e-6, 1e-3, 1.0, 1e3, 1e6)
 
 
@@ -98,8 +98,8 @@ def test_a_path_of_folds_is_scikit_learns(features):
             mine = softmax(x.astype(float) @ kernel + bias, axis=1)
             assert np.all(np.delete(mine, model.classes_, axis=1) < 1e-6)
             theirs = model.predict_proba(x.astype(float))
-            # As near as rounding lets 90 rows in doubt be, at C = 30.
-            np.testing.assert_allclose(mine[:, model.classes_], theirs, atol=2e-3)
+            # As near as the rounding of logits in the hundreds lets them be.
+            np.testing.assert_allclose(mine[:, model.classes_], theirs, atol=4e-4)
             rest = (x, labels, lanes[:, lane], C)
             value = objective(kernel, bias, *rest)
             np.testing.assert_allclose(info.objective[c, lane], value, rtol=2e-5)
@@ -147,8 +147,8 @@ def test_two_classes_are_scikit_learns_binary():
     )
     kernel, bias = one(params)
     model = scikit_learn(x, labels, np.ones(80), 1.5)
-    np.testing.assert_allclose(kernel[:, 1] - kernel[:, 0], model.coef_[0], atol=2e-3)
-    np.testing.assert_allclose(bias[1] - bias[0], model.intercept_[0], atol=2e-3)
+    np.testing.assert_allclose(kernel[:, 1] - kernel[:, 0], model.coef_[0], atol=1e-4)
+    np.testing.assert_allclose(bias[1] - bias[0], model.intercept_[0], atol=1e-4)
 
 
 def test_labels_of_their_own_with_missing_entries():
@@ -182,7 +182,7 @@ def test_labels_of_their_own_with_missing_entries():
                 model = scikit_learn(x, labels[:, k], own, C)
                 theirs = model.predict_proba(x.astype(float))[:, 1]
                 mine = expit(x.astype(float) @ kernel[:, k] + bias[k])
-                np.testing.assert_allclose(mine, theirs, atol=5e-4)
+                np.testing.assert_allclose(mine, theirs, atol=5e-5)
 
 
 def test_class_numbers_are_their_multi_hot_rows():
@@ -226,8 +226,8 @@ def test_a_soft_label_is_a_row_a_class():
     repeated, labels = np.repeat(x, 3, axis=0), np.tile(np.arange(3), 40)
     model = scikit_learn(repeated, labels, shares, 0.7)
     kernel, bias = one(mine)
-    np.testing.assert_allclose(kernel, model.coef_.T, atol=2e-3)
-    np.testing.assert_allclose(bias, model.intercept_, atol=2e-3)
+    np.testing.assert_allclose(kernel, model.coef_.T, atol=1e-4)
+    np.testing.assert_allclose(bias, model.intercept_, atol=1e-4)
     value = objective(kernel, bias, repeated, labels, shares, 0.7)
     np.testing.assert_allclose(info.objective[0, 0], value, rtol=1e-5)
 
@@ -309,7 +309,7 @@ def test_eight_devices_are_one(output):
     x, labels = problem(13, 101, 5, 3, spread=0.5)
     lanes = np.ones((101, 2), np.float32)
     lanes[:20, 0] = 0
-    strengths = jnp.geomspace(1e-4, 0.1, 4)
+    strengths = jnp.geomspace(1e-3, 1.0, 4)
 
     def run(axis, *arguments):
         pieces = logistic_pieces(3, output=output, tolerance=TIGHT, axis=axis)
@@ -360,7 +360,7 @@ def test_the_fit_is_the_path():
     shapes = jax.eval_shape(linear(3).init, jax.random.key(0), data.x)
     for a, b, shape in zip(*map(jax.tree.leaves, (params, path, shapes)), strict=True):
         assert a.shape[1:] == shape.shape
-        np.testing.assert_allclose(a, b[:, 0], atol=1e-3)
+        np.testing.assert_allclose(a, b[:, 0], atol=5e-4)
 
 
 COMPILED = []

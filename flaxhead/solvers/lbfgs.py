@@ -33,7 +33,8 @@ _DECREASE = 1e-4
 # Losses that differ by less, relatively, may be the same but for rounding.
 _ROUNDING = 1e-6
 _MAX_REJECTIONS = 10
-# The gradient still shrinks for a while after rounding hides that the value does.
+# Rounding hides that the value goes down long before the gradient is as small as it
+# gets, so either counts as progress.
 _MAX_IDLE = 30
 
 
@@ -62,7 +63,9 @@ class State(NamedTuple):
       position: which penalty a unit is at; the number of penalties when it is done.
       spent: evaluations at this penalty.
       rejections: trials turned down since the last that was not.
-      idle: evaluations since one that lowered the value by more than rounding.
+      idle: evaluations since one that lowered the value by more than rounding, or the
+        norm.
+      lowest: the square of the smallest norm at this penalty.
       params: the best so far.
       loss: at `params`, without the penalty.
       gradient: the loss's.
@@ -81,6 +84,7 @@ class State(NamedTuple):
     spent: Array
     rejections: Array
     idle: Array
+    lowest: Array
     params: Array
     loss: Array
     gradient: Array
@@ -123,6 +127,7 @@ def start(params: Array, penalties: int) -> State:
         spent=zeros,
         rejections=zeros,
         idle=zeros,
+        lowest=jnp.full(units, jnp.inf),
         params=params,
         loss=jnp.full(units, jnp.inf),
         gradient=jnp.zeros_like(params),
@@ -231,7 +236,6 @@ def _iterate(
     slope = jnp.where(_over(taken, trial), trial_slope, slope)
     # The first trial is the start itself, whose value before counts as infinite.
     lower = accepted & ((trial_value < value * (1 - 2e-7)) | jnp.isinf(value))
-    idle = jnp.where(lower, 0, state.idle + 1)
     value = jnp.where(taken, trial_value, value)
     rejections = jnp.where(accepted, 0, state.rejections + 1)
     spent = state.spent + active
@@ -241,6 +245,9 @@ def _iterate(
     )
     # Half of it is what a Newton step would gain.
     square = -_dot(slope, direction)
+    lower |= accepted & (square < 0.9 * state.lowest)
+    lowest = jnp.where(accepted, jnp.minimum(square, state.lowest), state.lowest)
+    idle = jnp.where(lower, 0, state.idle + 1)
     converged = square / 2 <= tolerance * jnp.maximum(value, floor)
     stalled = (rejections > _MAX_REJECTIONS) | (idle > _MAX_IDLE)
     leaves = converged | stalled | (spent >= max_iterations)
@@ -272,6 +279,7 @@ def _iterate(
         spent=jnp.where(moved, 0, spent),
         rejections=jnp.where(moved, 0, rejections),
         idle=jnp.where(moved, 0, idle),
+        lowest=jnp.where(moved, jnp.inf, lowest),
         params=params,
         loss=loss,
         gradient=gradient,
