@@ -214,6 +214,14 @@ def bare_head(head: HeadConfig, *, classes: int, dropout: float | Array = 0.0) -
     )
 
 
+def structure(head: HeadConfig) -> HeadConfig:
+    """A head without the values that are arguments of its programs."""
+    shrinkage = (0.0,) if head.shrinkage else ()
+    return dataclasses.replace(
+        head, C=(), alpha=(), temperature=(), dropout=(), shrinkage=shrinkage
+    )
+
+
 def features(head: HeadConfig, statistics: PyTree) -> Callable[[Any], Array]:
     """Returns what a head does to embeddings before its parameters see them."""
 
@@ -230,17 +238,17 @@ def features(head: HeadConfig, statistics: PyTree) -> Callable[[Any], Array]:
 
 def _on_features(made: Head, head: HeadConfig, statistics: PyTree) -> Head:
     if head.normalization == "standardize":
-        made = heads.standardize(made, *(_part(head, one) for one in statistics))
+        made = heads.standardize(made, *(part(head, one) for one in statistics))
     elif head.normalization == "l2":
         made = heads.l2_normalize(made)
     if head.columns != WHOLE:
         made = heads.preprocess(
-            made, lambda x: heads.map_values(lambda values: _part(head, values), x)
+            made, lambda x: heads.map_values(lambda values: part(head, values), x)
         )
     return made if head.pool == "none" else heads.pool(made, head.pool)
 
 
-def _part(head: HeadConfig, values: Any) -> Any:
+def part(head: HeadConfig, values: Any) -> Any:
     """The columns that a head uses."""
     first, last = (round(share * values.shape[-1]) for share in head.columns)
     return values[..., first:last]

@@ -101,7 +101,7 @@ def run(
 
     held = found.held
     scores: dict[str, Any] = {
-        "val": score(found.logits[held], take(chosen_by.rows, held)),
+        "val": score(found.logits()[held], take(chosen_by.rows, held)),
         "test": None,
         "test_looks": 0,
         "corrected": corrected(question, found, chosen_by),

@@ -19,7 +19,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from flaxhead import build, bundle, checkpoints, crossval, heads, parallel
-from flaxhead.base import Batch
+from flaxhead.base import Batch, Params
 from flaxhead.config import Config, HeadConfig
 from flaxhead.data import Dataset, Embeddings, fingerprint, load, to_batch
 from flaxhead.metrics import (
@@ -158,6 +158,30 @@ def _finish(
     return result
 
 
+def _bundle(
+    plan: _Plan,
+    head: HeadConfig,
+    params: Params,
+    statistics: tuple[np.ndarray, np.ndarray],
+    metrics: dict[str, Any],
+) -> bundle.Bundle:
+    """A head as it is shipped."""
+    config, data = plan.config, plan.data
+    return bundle.Bundle(
+        config=head,
+        params=params,
+        statistics=statistics,
+        class_names=data.class_names,
+        task=data.task,
+        output=plan.output,
+        spec=bundle.feature_spec(
+            to_batch(data.train).x, config=head, backbone=config.data.backbone
+        ),
+        data=config.data,
+        metrics=metrics,
+    )
+
+
 # Before training.
 
 
@@ -186,6 +210,12 @@ def _plan(config: Config, data: Dataset) -> _Plan:
             raise ValueError(
                 f"heads.{number}.pool is {head.pool!r}, but the embeddings are one "
                 f"vector a row, {list(data.train.x.shape)}; set it to 'none'"
+            )
+        width = data.train.x.shape[-1]
+        if not build.part(head, np.zeros(width)).size:
+            raise ValueError(
+                f"heads.{number}.columns is {head.columns}, which is no column of "
+                f"embeddings {width} wide; expected shares further apart"
             )
     if build.searched(config):
         if jax.process_count() > 1:
@@ -581,19 +611,7 @@ def _search(
     found = outcome.found
     kept = ("val", "test", "test_looks", "corrected")
     metrics = {name: outcome.scores[name] for name in kept}
-    shipped = bundle.Bundle(
-        config=found.head,
-        params=found.params,
-        statistics=found.statistics,
-        class_names=data.class_names,
-        task=data.task,
-        output=plan.output,
-        spec=bundle.feature_spec(
-            to_batch(data.train).x, config=found.head, backbone=config.data.backbone
-        ),
-        data=config.data,
-        metrics=metrics,
-    )
+    shipped = _bundle(plan, found.head, found.params, found.statistics, metrics)
     bundle.save(workdir / "head", shipped)
     described = [_described(one) for one in found.candidates]
     log = "".join(json.dumps(one) + "\n" for one in described)
@@ -710,7 +728,7 @@ def _select(
             )
     if plan.config.selection.rule == "one_standard_error":
         best = select(candidates, metric=plan.metric).winner
-        trained = bundle.functions(_bundle(plan, sweeps, progresses, best, {}))
+        trained = bundle.functions(_bundle_of(plan, sweeps, progresses, best, {}))
         val = to_batch(plan.data.val)
         candidates[best] = dataclasses.replace(
             candidates[best],
@@ -726,7 +744,7 @@ def _select(
     return candidates, select(candidates, metric=plan.metric, rule=rule)
 
 
-def _bundle(
+def _bundle_of(
     plan: _Plan,
     sweeps: list[_Sweep],
     progresses: list[parallel.Progress],
@@ -736,20 +754,8 @@ def _bundle(
     """The head of one candidate."""
     for sweep, progress in zip(sweeps, progresses, strict=True):
         if index < len(sweep.grid):
-            train = sweep.problem.train
-            return bundle.Bundle(
-                config=sweep.head,
-                params=_candidate(progress.best_params, index),
-                statistics=sweep.statistics,
-                class_names=plan.data.class_names,
-                task=plan.data.task,
-                output=plan.output,
-                spec=bundle.feature_spec(
-                    train.x, config=sweep.head, backbone=plan.config.data.backbone
-                ),
-                data=plan.config.data,
-                metrics=metrics,
-            )
+            params = _candidate(progress.best_params, index)
+            return _bundle(plan, sweep.head, params, sweep.statistics, metrics)
         index -= len(sweep.grid)
     raise AssertionError("a candidate of no sweep")
 
@@ -768,7 +774,7 @@ def _ship(
 ) -> dict[str, Any]:
     """Evaluates the winner, on the test rows once, and writes its bundle and curves."""
     winner = candidates[selection.winner]
-    chosen = _bundle(plan, sweeps, progresses, winner.index, {})
+    chosen = _bundle_of(plan, sweeps, progresses, winner.index, {})
     trained = bundle.functions(chosen)
 
     def score(data: Embeddings) -> dict[str, Any]:

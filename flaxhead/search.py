@@ -18,7 +18,7 @@ import numpy as np
 
 from flaxhead import build, heads, solvers
 from flaxhead.base import Array, Batch, Params
-from flaxhead.config import Config, HeadConfig
+from flaxhead.config import Config, DataConfig, HeadConfig
 from flaxhead.folds import lane_weights
 from flaxhead.metrics import (
     METRICS,
@@ -43,7 +43,7 @@ _LOGITS_AT_ONCE = 2**26
 _EXTENDED = ("C", "alpha")
 _EXTENSION = 3
 _LIMITS = 1e-9, 1e9
-_KEPT = 32
+_KEPT = 64
 _PROGRAMS: dict[Any, list[Programs]] = {}
 
 
@@ -77,7 +77,8 @@ class Found(NamedTuple):
       params: the winner's parameters: fitted again on all rows if the settings say so.
       statistics: `(mean, std)` of the rows, `[dim]` each.
       held: `bool [rows]`, rows that some fold held out.
-      logits: `[rows, classes]`, the winner's for those rows, from fits without them.
+      logits: `() -> [rows, classes]`, the winner's for those rows, from fits without
+        them; computed when it is called.
       totals: `[candidates, rows]`, what each row adds to the metric, by the fit without
         it; None for a metric that is no mean over rows.
       counts: `[rows]`, what each row counts in that mean.
@@ -90,7 +91,7 @@ class Found(NamedTuple):
     params: Params
     statistics: tuple[np.ndarray, np.ndarray]
     held: np.ndarray
-    logits: np.ndarray
+    logits: Callable[[], np.ndarray]
     totals: np.ndarray | None
     counts: np.ndarray
     warnings: list[str]
@@ -173,24 +174,35 @@ class _Evaluated(NamedTuple):
 def programs(question: Question, *, rows: int) -> list[Programs]:
     """Builds what a search compiles, one entry a head; the latest few are kept.
 
-    So a second search of the same settings and shapes compiles nothing. Rows are not
-    kept.
+    So a second search on rows of the same shapes compiles nothing, whatever values of
+    the hyperparameters it tries. Rows are not kept.
 
     Args:
       question: what is to be decided.
       rows: how many there are, from which the steps of gradient descent follow.
     """
-    weights = question.class_weights
+    config, weights = question.config, question.class_weights
+    bare = replace(
+        config,
+        data=DataConfig(),
+        heads=tuple(map(build.structure, config.heads)),
+        loss=replace(config.loss, label_smoothing=()),
+        optimizer=replace(config.optimizer, learning_rate=(), weight_decay=()),
+        train=replace(config.train, seeds=()),
+    )
     key = (
-        repr(question._replace(class_weights=None)),
+        repr(question._replace(config=bare, class_weights=None)),
         None if weights is None else weights.tobytes(),
         rows,
     )
-    if key not in _PROGRAMS:
-        while len(_PROGRAMS) >= _KEPT:
-            _PROGRAMS.pop(next(iter(_PROGRAMS)))
-        _PROGRAMS[key] = _build(question, rows)
-    return _PROGRAMS[key]
+    # The latest used is the last.
+    kept = _PROGRAMS.pop(key, None) or _build(question._replace(config=bare), rows)
+    _PROGRAMS[key] = kept
+    while len(_PROGRAMS) > _KEPT:
+        _PROGRAMS.pop(next(iter(_PROGRAMS)))
+    return [
+        one._replace(config=head) for one, head in zip(kept, config.heads, strict=True)
+    ]
 
 
 def _build(question: Question, rows: int) -> list[Programs]:
@@ -436,7 +448,9 @@ def search(
         params=evaluated.params(place, -1 if again else 0),
         statistics=(mean, std),
         held=(fold >= 0) & (fold < max(folds, 1)),
-        logits=_held_logits(question, pools[number], evaluated, place, len(fold)),
+        logits=lambda: _held_logits(
+            question, pools[number], evaluated, place, len(fold)
+        ),
         totals=totals,
         counts=evaluated.counts,
         warnings=_warnings(selection.winner, candidates),
@@ -476,7 +490,7 @@ def fit_default(question: Question, rows: Batch, *, programs: list[Programs]) ->
         params=shares.first(params),
         statistics=statistics,
         held=nothing > 0,
-        logits=np.zeros((len(nothing), question.classes), np.float32),
+        logits=lambda: np.zeros((len(nothing), question.classes), np.float32),
         totals=None,
         counts=nothing,
         warnings=[],

@@ -38,7 +38,7 @@ from flaxhead.config import (
 from flaxhead.folds import row_keys, stratified
 from flaxhead.heads.normalize import unit
 from flaxhead.moments import Moments, add, class_moments
-from flaxhead.search import Programs, Question, fit_default, programs, search
+from flaxhead.search import Question, fit_default, padded, programs, search
 from flaxhead.selection import Candidate
 from flaxhead.solvers import discriminant_params, prototype_params, ridge_params
 
@@ -46,7 +46,7 @@ MULTILABEL = ("ridge", "logistic", "linear", "cosine", "mlp")
 """Heads that know several labels a row."""
 _LINEAR = ("ridge", "logistic", "lda", "linear")
 _NAMES = (*build.SIMPLICITY, "mlp")
-_KEPT = 64  # Sets of compiled programs, the least recently used of which is let go.
+_KEPT = 64  # Compiled programs of a kind, the least recently used of which is let go.
 _LEAST_ROWS = 256
 _LEAST_STEPS = 300
 _ROWS_AT_ONCE = 4096
@@ -208,7 +208,7 @@ class HeadClassifier(ClassifierMixin, BaseEstimator):
         choice = sum(len(build.grid(question.config, one, 1)) for one in heads) > 1
         if choice and not folds:
             fold, folds = self._cut(rows, seed)
-        compiled = _compile(question, len(rows.labels))
+        compiled = programs(question, rows=len(rows.labels))
         if choice and folds > 1:
             found = search(question, rows, fold, folds=folds, programs=compiled)
         else:
@@ -256,7 +256,9 @@ class HeadClassifier(ClassifierMixin, BaseEstimator):
         rows, _ = self._rows(known, X, y, weights, np.zeros(len(y), int))
         moments = _moments(head, rows, len(known))
         if not first:
-            if self._moments is None or _bare(head) != _bare(self.head_):
+            if self._moments is None or build.structure(head) != build.structure(
+                self.head_
+            ):
                 raise ValueError(
                     "partial_fit adds rows to a head of the same settings, of one label"
                     f" a row; fitted was {self.head_.name}, with others: fit it again"
@@ -413,9 +415,9 @@ class HeadClassifier(ClassifierMixin, BaseEstimator):
         )
         size = _bucket(len(first))
         return Batch(
-            _padded(X[first], size),
-            _padded(labels[first], size),
-            _padded(np.bincount(member, weights).astype(np.float32), size),
+            padded(X[first], size),
+            padded(labels[first], size),
+            padded(np.bincount(member, weights).astype(np.float32), size),
             jnp.arange(size),
         ), np.pad(fold[first], (0, size - len(first)), constant_values=-1)
 
@@ -547,13 +549,13 @@ class HeadClassifier(ClassifierMixin, BaseEstimator):
     def _logits(self, X: Any) -> np.ndarray:
         check_is_fitted(self)
         X = validate_data(self, X, dtype=np.float32, reset=False)
-        apply = _apply(_bare(self.head_), len(self.classes_))
+        apply = _apply(build.structure(self.head_), len(self.classes_))
         params, statistics = jax.device_put((self.params_, self.statistics_))
         parts = []
         for start in range(0, len(X), _ROWS_AT_ONCE):
             part = X[start : start + _ROWS_AT_ONCE]
-            padded = _padded(part, _bucket(len(part)))
-            parts.append(np.asarray(apply(params, statistics, padded))[: len(part)])
+            x = padded(part, _bucket(len(part)))
+            parts.append(np.asarray(apply(params, statistics, x))[: len(part)])
         # Wider, so that probabilities sum to 1 and unlikely classes keep their order.
         return np.concatenate(parts).astype(np.float64)
 
@@ -580,35 +582,6 @@ def _bucket(rows: int) -> int:
     if power <= 1024:
         return max(power, _LEAST_ROWS)
     return -(-rows // (power // 8)) * (power // 8)
-
-
-def _padded(values: np.ndarray, rows: int) -> Any:
-    return np.pad(values, [(0, rows - len(values)), *[(0, 0)] * (values.ndim - 1)])
-
-
-def _bare(head: HeadConfig) -> HeadConfig:
-    """A head without the values that are arguments of its programs."""
-    shrinkage = (0.0,) if head.shrinkage else ()
-    return replace(
-        head, C=(), alpha=(), temperature=(), dropout=(), shrinkage=shrinkage
-    )
-
-
-def _compile(question: Question, rows: int) -> list[Programs]:
-    """The programs of a search, those of an earlier one where they are the same."""
-    config = question.config
-    bare = Config(
-        heads=tuple(map(_bare, config.heads)), train=replace(config.train, seeds=())
-    )
-    kept = _programs(question._replace(config=bare), rows)
-    return [
-        one._replace(config=head) for one, head in zip(kept, config.heads, strict=True)
-    ]
-
-
-@functools.lru_cache(_KEPT)
-def _programs(question: Question, rows: int) -> tuple[Programs, ...]:
-    return tuple(programs(question, rows=rows))
 
 
 @functools.lru_cache(_KEPT)
@@ -647,7 +620,9 @@ _add = jax.jit(add)
 
 
 def _moments(head: HeadConfig, rows: Batch, classes: int) -> Moments:
-    moments = _moments_of(_bare(head), classes)(rows.x, rows.labels, rows.weights)
+    moments = _moments_of(build.structure(head), classes)(
+        rows.x, rows.labels, rows.weights
+    )
     return jax.tree.map(np.asarray, moments)
 
 
@@ -665,5 +640,5 @@ def _added(old: Moments, places: np.ndarray, new: Moments) -> Moments:
 
 def _from_moments(head: HeadConfig, moments: Moments) -> Params:
     value = {"ridge": head.alpha, "lda": head.shrinkage}.get(head.name, (0.0,))[0]
-    params = _params_of(_bare(head))(moments, jnp.float32(value))
+    params = _params_of(build.structure(head))(moments, jnp.float32(value))
     return jax.tree.map(np.asarray, params)

@@ -325,6 +325,15 @@ def test_tokens_are_pooled_without_their_padding(tmp_path):
     assert result["test"]["accuracy"] == pytest.approx(accuracy, abs=1e-9)
 
 
+def test_columns_of_which_there_are_none_are_refused(tmp_path):
+    config = settings(HeadConfig("linear", columns=(0.0, 0.01)))
+    with pytest.raises(
+        ValueError, match=r"heads\.0\.columns is .* no column of .* wide"
+    ):
+        run(config, tmp_path / "run", data=three_splits())
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
     ("make", "pool", "sentence"),
     [

@@ -199,7 +199,7 @@ def test_a_ranking_metric_is_that_of_all_held_out_rows():
     data = dataset(config)
     outcome = run(config, data, metric="auroc")
     found = outcome.found
-    votes = scipy.special.softmax(found.logits, axis=1)
+    votes = scipy.special.softmax(found.logits(), axis=1)
     expected = roc_auc_score(data.train.labels, votes, multi_class="ovr")
     winner = found.candidates[found.selection.winner]
     assert winner.score == pytest.approx(expected, abs=1e-6)
@@ -278,7 +278,7 @@ def test_several_labels_with_missing_entries():
     data = arrays({"embeddings": x, "labels": labels}, config=config.data)
     outcome = run(config, data, output="sigmoid", task="multilabel")
     found, present = outcome.found, ~np.isnan(data.train.labels)
-    right = (found.logits > 0) == (data.train.labels > 0.5)
+    right = (found.logits() > 0) == (data.train.labels > 0.5)
     winner = found.candidates[found.selection.winner]
     assert winner.score == pytest.approx(
         accuracy_score(right[present], [True] * present.sum())
