@@ -34,6 +34,8 @@ SOLVED = {
 """Heads that are solved and not trained -> the settings that they sweep."""
 SIMPLICITY = ("nearest_mean", "lda", "ridge", "logistic", "linear", "cosine", "knn")
 """The simpler head first; what is not named here comes last."""
+_PASSES = 30
+_LEAST_STEPS = 300  # of gradient descent, however few the rows
 _SWEPT = ("learning_rate", "weight_decay", "label_smoothing", "dropout")
 
 
@@ -90,8 +92,7 @@ def check(config: Config) -> None:
     _at_least("train.evaluations", train.evaluations, 1)
     _at_least("train.patience", train.patience, 0)
     _at_least("train.devices", train.devices, 0)
-    if not train.steps:
-        _above("train.epochs", train.epochs, 0)
+    _at_least("train.epochs", train.epochs, 0)
     if not train.seeds or any(not 0 <= seed < 2**32 for seed in train.seeds):
         raise ValueError(
             f"train.seeds is {train.seeds}; expected one or more whole numbers from 0"
@@ -148,6 +149,17 @@ def grid(config: Config, head: HeadConfig, batch_size: int) -> list[dict[str, fl
     )
     names = (*_SWEPT, "seed")
     return [dict(zip(names, one, strict=True)) for one in itertools.product(*values)]
+
+
+def count_steps(config: Config, rows: int) -> int:
+    """Returns how many steps of gradient descent a head takes on so many rows."""
+    train = config.train
+    if train.steps:
+        return train.steps
+    size = min(train.batch_size, rows)
+    if train.epochs:
+        return math.ceil(train.epochs * rows / size)
+    return max(math.ceil(_PASSES * rows / size), _LEAST_STEPS)
 
 
 def swept(candidates: list[dict[str, float]]) -> dict[str, np.ndarray]:
@@ -297,7 +309,7 @@ def make_fit(
         return solvers.neighbours(classes, axis=axis)
 
     size = min(config.train.batch_size, rows)
-    steps = config.train.steps or math.ceil(config.train.epochs * rows / size)
+    steps = count_steps(config, rows)
     plain = dataclasses.replace(head, normalization="none", pool="none", columns=WHOLE)
 
     def make(hyperparameters: Hyperparameters) -> Learner:

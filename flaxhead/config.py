@@ -93,7 +93,8 @@ LADDER = (
     HeadConfig("nearest_mean"),
     HeadConfig("ridge"),
     HeadConfig("logistic"),
-    HeadConfig("mlp", dropout=(0.0, 0.5)),
+    HeadConfig("mlp"),
+    HeadConfig("mlp", normalization="standardize", dropout=(0.5,)),
 )
 """From the simplest head to the one that can fit most: what `auto` chooses among."""
 
@@ -143,8 +144,9 @@ class TrainConfig:
 
     batch_size: int = 256
     """Rows a step, over all devices; all rows if there are fewer."""
-    epochs: float = 30.0
-    """Passes over the training rows; ignored where `steps` is given."""
+    epochs: float = 0.0
+    """Passes over the training rows; 0: 30, and 300 steps if that is more. Ignored
+    where `steps` is given."""
     steps: int = 0
     """Optimisation steps; 0: from `epochs`."""
     evaluations: int = 15

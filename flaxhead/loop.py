@@ -192,7 +192,7 @@ def _plan(config: Config, data: Dataset) -> _Plan:
         metric = "average_precision" if data.task == "multilabel" else "accuracy"
     rows = len(data.train.labels)
     batch_size = min(config.train.batch_size, rows)
-    steps = config.train.steps or math.ceil(config.train.epochs * rows / batch_size)
+    steps = build.count_steps(config, rows)
     if steps * batch_size >= 2**32:
         raise ValueError(
             f"{steps} steps of {batch_size} rows are too many; expected fewer than "

@@ -48,7 +48,6 @@ _LINEAR = ("ridge", "logistic", "lda", "linear")
 _NAMES = (*build.SIMPLICITY, "mlp")
 _KEPT = 64  # Compiled programs of a kind, the least recently used of which is let go.
 _LEAST_ROWS = 256
-_LEAST_STEPS = 300
 _ROWS_AT_ONCE = 4096
 
 
@@ -95,7 +94,8 @@ class HeadClassifier(ClassifierMixin, BaseEstimator):
       metric: `euclidean`, `cosine` or `mahalanobis` (`nearest_mean`).
       k: neighbours that vote (`knn`).
       temperature: of their votes (`knn`).
-      normalization: of the embeddings: `none`, `l2` or `standardize`.
+      normalization: of the embeddings: `none`, `l2` or `standardize`; `auto` has its
+        own where it is `none`.
       class_weight: None, `balanced`, or a dict of labels (1 where not named). They
         multiply the weights of rows, in fits and in the scores that choose.
         `nearest_mean`, fitted once, takes classes as equally likely whatever their
@@ -104,7 +104,7 @@ class HeadClassifier(ClassifierMixin, BaseEstimator):
       dropout: rate (`linear`, `cosine`, `mlp`; `auto` has its own).
       learning_rate: the peak of Adam's; None: 0.001 (`mlp`) or 0.01 (`linear`,
         `cosine`).
-      epochs: passes over the rows; None: 30, or as many as 300 steps are (trained
+      epochs: passes over the rows; None: 30, and 300 steps if that is more (trained
         heads).
       batch_size: rows a step (trained heads); all rows if there are fewer.
       cv: how many stratified folds to choose by; or, as scikit-learn's, a splitter or
@@ -450,10 +450,11 @@ class HeadClassifier(ClassifierMixin, BaseEstimator):
         """The heads to choose from, each with the values to try."""
         shared: dict[str, Any] = {
             "metric": self.metric,
-            "normalization": self.normalization,
             "width": self.width,
             "tolerance": self.tol,
         }
+        if self.head != "auto" or self.normalization != "none":
+            shared["normalization"] = self.normalization
         if isinstance(self.head, HeadConfig):
             ladder = (self.head,)
         elif self.head == "auto":
@@ -498,11 +499,6 @@ class HeadClassifier(ClassifierMixin, BaseEstimator):
         several = task == "multilabel"
         metric = self.scoring or ("average_precision" if several else "accuracy")
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
-        epochs = self.epochs
-        if epochs is None:
-            size = _bucket(rows)
-            least = _LEAST_STEPS * min(self.batch_size, size) / size
-            epochs = max(TrainConfig.epochs, least)
         heads = self._heads(task, rows)
         rate = self.learning_rate
         if rate is None:
@@ -512,7 +508,7 @@ class HeadClassifier(ClassifierMixin, BaseEstimator):
             optimizer=OptimizerConfig(learning_rate=(rate,)),
             train=TrainConfig(
                 batch_size=self.batch_size,
-                epochs=epochs,
+                epochs=self.epochs or TrainConfig.epochs,
                 devices=self.devices,
                 seeds=(seed,),
             ),

