@@ -59,6 +59,7 @@ from flaxhead.losses import (
 from flaxhead.metrics import METRICS, evaluate
 from flaxhead.objectives import supervised
 from flaxhead.optim import OPTIMIZERS, SCHEDULES, optimizer
+from flaxhead.semi_supervised import with_graph
 from flaxhead.step import learner
 
 __version__ = "0.1.0"
@@ -125,4 +126,5 @@ __all__ = [
     "supervised",
     "sweep",
     "train",
+    "with_graph",
 ]

@@ -17,6 +17,7 @@ from flaxhead.config import Config, HeadConfig
 from flaxhead.fit import train
 from flaxhead.metrics import METRICS, Output
 from flaxhead.objectives import supervised
+from flaxhead.semi_supervised import with_graph
 from flaxhead.step import learner
 
 NORMALIZATIONS = ("none", "l2", "standardize")
@@ -30,10 +31,13 @@ SOLVED = {
     "ridge": ("alpha",),
     "logistic": ("C",),
     "knn": ("k", "temperature"),
+    "semi_supervised": ("C",),
 }
 """Heads that are solved and not trained -> the settings that they sweep."""
 SIMPLICITY = ("nearest_mean", "lda", "ridge", "logistic", "linear", "cosine", "knn")
 """The simpler head first; what is not named here comes last."""
+SHARED = frozenset(SOLVED) - {"semi_supervised"}
+"""Heads whose rows may be split over devices."""
 _PASSES = 30
 _LEAST_STEPS = 300  # of gradient descent, however few the rows
 _SWEPT = ("learning_rate", "weight_decay", "label_smoothing", "dropout")
@@ -296,6 +300,11 @@ def make_fit(
             class_weights=class_weights,
             axis=axis,
         )
+    if head.name == "semi_supervised":
+        fit = solvers.logistic(
+            classes, tolerance=head.tolerance, class_weights=class_weights
+        )
+        return with_graph(fit, heads.linear(classes), classes=classes)
     if head.name == "ridge":
         return solvers.ridge(
             classes, output=kind, class_weights=class_weights, axis=axis
@@ -395,6 +404,11 @@ def searched(config: Config) -> bool:
     """Whether whole fits are compared, and not the steps of gradient descent."""
     solved = any(head.name in SOLVED for head in config.heads)
     return solved or by_folds(config) or bool(config.curve.shots)
+
+
+def keeps_unlabelled(config: Config) -> bool:
+    """Whether some head learns from rows without a label."""
+    return any(head.name == "semi_supervised" for head in config.heads)
 
 
 def by_folds(config: Config) -> bool:

@@ -30,7 +30,8 @@ class DataConfig:
     invalid_rows: str = "error"
     """What NaN or infinite embeddings do: `error`, or `drop` (and list them)."""
     unlabelled: str = "error"
-    """What rows with label -1 or empty do in training: `error`, or `drop`."""
+    """What rows with label -1 or empty do in training: `error`, `drop`, or `keep` as
+    rows that semi-supervised heads learn from."""
     allow_unseen: bool = False
     """Accept classes in `val` or `test` that `train` lacks, and report them apart."""
     embeddings_field: str = ""
@@ -47,7 +48,8 @@ class HeadConfig:
 
     name: str = "linear"
     """`linear`, `mlp` or `cosine`, trained by gradient steps; or solved exactly,
-    `logistic`, `ridge`, `lda`, `nearest_mean` or `knn`."""
+    `logistic`, `ridge`, `lda`, `nearest_mean` or `knn`; or `semi_supervised`,
+    `logistic` with the rows that have no label."""
     columns: tuple[float, ...] = (0.0, 1.0)
     """The part of each embedding that is used, from and to, as shares of its width:
     `(0.6, 0.8)` is the fourth of five vectors that were put side by side."""

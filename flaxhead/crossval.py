@@ -13,6 +13,7 @@ from flaxhead.base import Batch
 from flaxhead.comparison import bias_corrected, mcnemar, paired_bootstrap
 from flaxhead.config import Config
 from flaxhead.data import Dataset, Embeddings, concatenate, to_batch
+from flaxhead.data.labels import unlabelled
 from flaxhead.folds import FOLDS, short_classes, shots
 from flaxhead.metrics import METRICS, evaluate
 from flaxhead.search import (
@@ -33,7 +34,7 @@ class Pool(NamedTuple):
     """All rows to train on and to choose by.
 
     Attributes:
-      data: the rows, those of validation last.
+      data: the rows of training, of validation, and those without a label.
       rows: the same as a `Batch`.
       fold: `int32 [rows]`, the fold that holds a row out; `folds` or more: none does.
       folds: how many there are.
@@ -161,6 +162,9 @@ def pool(config: Config, data: Dataset) -> Pool:
             "there are none; set data.test_fraction above 0"
         )
     everything = concatenate(data.train, data.val)
+    count = len(everything.labels)
+    if data.unlabelled is not None:
+        everything = concatenate(everything, data.unlabelled)
     rows = to_batch(everything)
     if not build.by_folds(config):
         if not len(data.val.labels):
@@ -169,7 +173,7 @@ def pool(config: Config, data: Dataset) -> Pool:
                 "selection.folds"
             )
         fold = np.ones(len(rows.labels), np.int32)
-        fold[len(data.train.labels) :] = 0
+        fold[len(data.train.labels) : count] = 0
         return Pool(everything, rows, fold, 1)
     if config.selection.nested:
         cut(_outer(config), rows, everything.groups)
@@ -193,7 +197,10 @@ def cut(
         groups=groups if selection.fold_by in _GROUPED else None,
         where=present,
     )
-    return fold, int(fold.max()) + 1
+    folds = int(fold.max()) + 1
+    if build.keeps_unlabelled(config):
+        fold[present & unlabelled(np.asarray(rows.labels))] = folds  # in every fit
+    return fold, folds
 
 
 _GROUPED = ("grouped", "leave_one_group_out", "given")

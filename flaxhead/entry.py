@@ -79,9 +79,11 @@ def fit(
         ladder = tuple(heads)
     elif heads != "auto":
         ladder = (HeadConfig(heads),)
+    semi = any(head.name == "semi_supervised" for head in ladder)
     config = Config(
         data=DataConfig(
             source="arrays",
+            unlabelled="keep" if semi else "error",
             val_fraction=0.0,
             test_fraction=0.0,
             seed=seed,

@@ -207,12 +207,12 @@ def programs(question: Question, *, rows: int) -> list[Programs]:
 
 def _build(question: Question, rows: int) -> list[Programs]:
     shared = Shares(question.config.train.devices)
-    # A trained head's minibatches are drawn from all rows, so they stay together.
+    # A minibatch is drawn from all rows, and a graph joins them: they stay together.
     alone = shared if shared.devices == 1 else Shares(1)
     configs = question.config.heads
     return [
         _programs(
-            question, name, head, rows, shared if head.name in build.SOLVED else alone
+            question, name, head, rows, shared if head.name in build.SHARED else alone
         )
         for name, head in zip(head_names(configs), configs, strict=True)
     ]

@@ -20,6 +20,8 @@ ORDER = (
     "moments",
     "solvers",
     "fit",
+    "graph",
+    "semi_supervised",
     "config",
     "data",
     "folds",

@@ -171,7 +171,7 @@ def _settings(config: DataConfig) -> None:
     """Raises a ValueError for a setting that is none of the possible ones."""
     checks.choice("data.task", config.task, ("auto", "multiclass", "multilabel"))
     checks.choice("data.invalid_rows", config.invalid_rows, ("error", "drop"))
-    checks.choice("data.unlabelled", config.unlabelled, ("error", "drop"))
+    checks.choice("data.unlabelled", config.unlabelled, ("error", "drop", "keep"))
     for name in ("val_fraction", "test_fraction"):
         value = getattr(config, name)
         if not 0 <= value < 1:
@@ -196,6 +196,7 @@ def _compose(
     names = class_names or _own_names(raws["train"]) or files["train"].names
 
     splits: dict[str, Embeddings] = {}
+    unlabelled: Embeddings | None = None
     dropped: dict[str, dict[str, list]] = {}
     unseen: dict[str, dict[str, int]] = {}
     for split, raw in raws.items():
@@ -205,6 +206,8 @@ def _compose(
         elif task == "multiclass":
             extra |= _without_training(values, splits["train"].labels, names)
         data = _embeddings(raw, values)
+        if split == "train" and config.unlabelled == "keep":
+            data, unlabelled = _set_apart(data, raw.where, config)
         splits[split], dropped[split] = _leave_out(data, raw.where, extra, config)
         unseen[split] = {name: int(rows.sum()) for name, rows in extra.items()}
         _alike(splits, split, raw.where, origin)
@@ -223,8 +226,10 @@ def _compose(
         "ignored_fields": {split: list(fields) for split, fields in given.items()},
         **_statistics(splits, names, task),
     }
+    if unlabelled is not None:
+        notes["unlabelled_rows"] = len(unlabelled.labels)
     train, val, test = (splits[split] for split in SPLITS)
-    return Dataset(train, val, test, names, task, notes)
+    return Dataset(train, val, test, names, task, notes, unlabelled)
 
 
 def _own_names(raw: Raw) -> tuple[str, ...] | None:
@@ -327,7 +332,7 @@ def _leave_out(
         raise ValueError(
             f"{where}: labels are -1 or empty, which means unlabelled, in "
             f"{checks.listing(blank)}, expected a class; set data.unlabelled=drop to "
-            "leave them out"
+            "leave them out, or keep for semi-supervised heads"
         )
     unseen = np.zeros(len(data.x), bool)
     for rows in extra.values():
@@ -347,6 +352,22 @@ def _leave_out(
         name: data.ids[out].tolist() for name, out in reasons.items() if out.any()
     }
     return take(data, kept), dropped
+
+
+def _set_apart(
+    data: Embeddings, where: str, config: DataConfig
+) -> tuple[Embeddings, Embeddings | None]:
+    """Returns the rows that have a label, and the finite ones of the others."""
+    blank = labels.unlabelled(data.labels)
+    if blank.all():
+        raise ValueError(
+            f"{where}: no row has a label, all are -1 or empty; expected a few rows of"
+            " every class"
+        )
+    if not blank.any():
+        return data, None
+    finite = _finite(data, where, config)
+    return take(data, ~blank), take(data, blank & finite)
 
 
 def _alike(splits: dict[str, Embeddings], split: str, where: str, origin: str) -> None:

@@ -27,8 +27,10 @@ def fingerprint(dataset: Dataset) -> dict[str, str]:
     """
     told = "\0".join((dataset.task, *dataset.class_names))
     parts = {"class_names": hashlib.sha256(told.encode()).hexdigest()}
-    for split in ("train", "val", "test"):
+    for split in ("train", "val", "test", "unlabelled"):
         data = getattr(dataset, split)
+        if data is None:
+            continue
         contents = (data.x, data.labels, data.weights, data.mask)
         for name, values in zip(PARTS, contents, strict=True):
             if values is not None:

@@ -71,6 +71,7 @@ class Dataset(NamedTuple):
       class_names: what class number `i`, or column `i`, stands for.
       task: `multiclass` or `multilabel`.
       notes: a JSON-able record of what was split off, left out and noticed.
+      unlabelled: rows to train on that have no label; None: there are none.
     """
 
     train: Embeddings
@@ -79,6 +80,7 @@ class Dataset(NamedTuple):
     class_names: tuple[str, ...]
     task: str
     notes: dict[str, Any]
+    unlabelled: Embeddings | None = None
 
 
 def take(data: Embeddings, rows: np.ndarray) -> Embeddings:

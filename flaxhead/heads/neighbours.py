@@ -87,7 +87,7 @@ def neighbours(
         bank, labels, weights = (params[n] for n in ("bank", "labels", "weights"))
 
         def one(x: Array) -> Array:
-            similarity, rows = _nearest(unit(x), bank, weights, max_k, block)
+            similarity, rows = nearest(unit(x), bank, weights, max_k, block)
             share = jnp.where(similarity > -jnp.inf, weights[rows], 0)
             before = jnp.cumsum(share) - share
             votes = jnp.clip(params["k"] - before, 0, share)
@@ -107,7 +107,7 @@ def neighbours(
     return Head(init, apply)
 
 
-def _nearest(
+def nearest(
     x: Array, bank: Array, weights: Array, k: int, block: int
 ) -> tuple[Array, Array]:
     """The rows of the bank most similar to one embedding.

@@ -1,0 +1,257 @@
+"""A graph of nearest rows, and what it says of the rows that have no label.
+
+Embeddings of a class lie together, so labels can be spread along the edges between
+rows that are alike. Everything here is a pure function of static shapes: a row has `k`
+edges, and the matrix is never dense.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.scipy.sparse.linalg import cg
+
+from flaxhead.base import Array
+from flaxhead.heads.neighbours import nearest
+from flaxhead.heads.normalize import unit
+from flaxhead.moments import divisor
+
+_ROWS_AT_ONCE = 1024
+_MOST = 1000  # iterations of a solver
+_BALANCING = 100
+
+
+class Graph(NamedTuple):
+    """A symmetric graph `S = D^-1/2 (W + W') D^-1/2`, a row's own edges `W` kept.
+
+    Attributes:
+      neighbours: `int32 [rows, k]`, where a row's edges go.
+      weights: `float32 [rows, k]`, of `D^-1/2 W D^-1/2`; 0 where there is no edge.
+      degrees: `float32 [rows]`, sums of the rows of `W + W'`, before the division.
+    """
+
+    neighbours: Array
+    weights: Array
+    degrees: Array
+
+
+def knn_graph(
+    x: Array, weights: Array, *, k: int = 10, power: float = 3.0, block: int = 4096
+) -> Graph:
+    """Joins each row to the `k` most similar others, by cosine similarity.
+
+    An edge weighs the similarity to a power, and nothing where that is negative. The
+    search is exact; similarities are in memory for 1024 rows and one block at a time.
+
+    Args:
+      x: `[rows, dim]` embeddings, of any length and float type.
+      weights: `[rows]`; a row of weight 0 has no edges, whatever it holds.
+      k: edges of a row.
+      power: of the similarity.
+      block: rows that are compared at a time.
+
+    Raises:
+      ValueError: for tokens, or `k` below 1.
+
+    >>> x = jnp.array([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0], [0.1, 1.0]])
+    >>> knn_graph(x, jnp.ones(4), k=1).neighbours.ravel().tolist()
+    [1, 0, 3, 2]
+    """
+    if x.ndim != 2 or k < 1:
+        raise ValueError(
+            f"knn_graph got x of shape {list(x.shape)} and k {k}: expected [rows, dim]"
+            " and 1 or more; pool tokens first"
+        )
+    rows = len(x)
+    x = jnp.where((weights > 0)[:, None], unit(x), 0)
+
+    def one(row: Array) -> tuple[Array, Array]:
+        similarity, found = nearest(x[row], x, weights, k + 1, block)
+        similarity = jnp.where(found == row, -jnp.inf, similarity)
+        best, place = lax.top_k(similarity, min(k, rows - 1))
+        return jnp.where(weights[row] > 0, jnp.maximum(best, 0), 0), found[place]
+
+    similarity, neighbours = lax.map(one, jnp.arange(rows), batch_size=_ROWS_AT_ONCE)
+    own = similarity**power
+    degrees = jnp.sum(own, axis=1).at[neighbours].add(own)
+    root = jnp.sqrt(divisor(degrees))
+    return Graph(neighbours, own / root[:, None] / root[neighbours], degrees)
+
+
+def propagate(graph: Graph, values: Array) -> Array:
+    """Multiplies the graph's matrix `S` by `values [rows, columns]`.
+
+    >>> x = jnp.array([[1.0, 0.0], [2.0, 0.0]])
+    >>> propagate(knn_graph(x, jnp.ones(2), k=1), jnp.array([[1.0], [0.0]])).tolist()
+    [[0.0], [1.0]]
+    """
+
+    def edge(number: int | Array, total: Array) -> Array:
+        to = graph.neighbours[:, number]
+        weight = graph.weights[:, number][:, None]
+        return (total + weight * values[to]).at[to].add(weight * values)
+
+    count = graph.neighbours.shape[1]
+    return lax.fori_loop(0, count, edge, jnp.zeros_like(values))
+
+
+def spread(
+    graph: Graph,
+    sources: Array,
+    *,
+    alpha: float | Array = 0.95,
+    tolerance: float = 1e-5,
+) -> Array:
+    """Spreads labels along the edges: `(1 - alpha) (I - alpha S)^-1 sources`.
+
+    Of labels this is label spreading; of a head's probabilities it smooths them.
+
+    Args:
+      graph: over all rows.
+      sources: `[rows, classes]`, 0 for rows without a label.
+      alpha: how far it goes, from 0 (nowhere) to below 1; may be traced.
+      tolerance: of the solver's residual, relative.
+
+    Returns:
+      `[rows, classes]`; `balance` makes them probabilities.
+
+    Source: Zhou et al., 2003, "Learning with local and global consistency".
+
+    >>> x = jnp.array([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0], [0.1, 1.0]])
+    >>> sources = jnp.array([[1.0, 0.0], [0.0, 0.0], [0.0, 1.0], [0.0, 0.0]])
+    >>> spread(knn_graph(x, jnp.ones(4), k=1), sources).argmax(-1).tolist()
+    [0, 0, 1, 1]
+    """
+    found, _ = cg(
+        lambda values: values - alpha * propagate(graph, values),
+        (1 - alpha) * sources,
+        tol=tolerance,
+        maxiter=_MOST,
+    )
+    return jnp.maximum(found, 0)
+
+
+def poisson(graph: Graph, sources: Array, *, tolerance: float = 1e-5) -> Array:
+    """Poisson learning: labelled rows are charges, in place of fixed values.
+
+    It solves `L u = sources - average`, where `L` is the Laplacian `D - W` and the
+    average is that of the labelled rows; better than `spread` at one label a class, if
+    classes are as likely as they have labels.
+
+    Args:
+      graph: over all rows.
+      sources: `[rows, classes]`, the weight of a label in its class.
+      tolerance: of the solver's residual, relative.
+
+    Returns:
+      `[rows, classes]` potentials, of either sign; the largest wins.
+
+    Source: Calder et al., 2020, "Poisson learning".
+
+    >>> x = jnp.array([[1.0, 0.0], [1.0, 0.1], [0.1, 1.0], [0.0, 1.0]])
+    >>> sources = jnp.array([[1.0, 0.0], [0.0, 0.0], [0.0, 0.0], [0.0, 1.0]])
+    >>> poisson(knn_graph(x, jnp.ones(4), k=2), sources).argmax(-1).tolist()
+    [0, 0, 1, 1]
+    """
+    mass = jnp.sum(sources, axis=1, keepdims=True)
+    average = jnp.sum(sources, axis=0) / divisor(jnp.sum(mass))
+    charges = sources - mass * average
+    root = jnp.sqrt(graph.degrees)[:, None]
+    # Symmetric: v = D^1/2 u, (I - S) v = D^-1/2 charges. Its null space, D^1/2 1, is
+    # taken out of the right-hand side, where rounding leaves some of it.
+    flat = root / jnp.sqrt(divisor(jnp.sum(graph.degrees)))
+    right = charges / divisor(root)
+    right = jnp.where(root > 0, right - flat * (flat.T @ right), 0)
+    found, _ = cg(
+        lambda values: values - propagate(graph, values),
+        right,
+        tol=tolerance,
+        maxiter=_MOST,
+    )
+    found -= flat * (flat.T @ found)
+    return found / divisor(root)
+
+
+def induct(
+    x: Array,
+    bank: Array,
+    values: Array,
+    weights: Array,
+    *,
+    k: int = 10,
+    power: float = 3.0,
+    block: int = 4096,
+) -> Array:
+    """Carries what a graph's rows have over to new rows, by their nearest among them.
+
+    Args:
+      x: `[queries, dim]`, the new rows.
+      bank: `[rows, dim]`, those of the graph.
+      values: `[rows, columns]`, what they have.
+      weights: `[rows]`; a row of weight 0 is absent.
+      k: neighbours of a new row.
+      power: of the similarity, the weight of a neighbour.
+      block: rows that are compared at a time.
+
+    Returns:
+      `[queries, columns]`, weighted means.
+
+    >>> bank = jnp.array([[1.0, 0.0], [0.0, 1.0]])
+    >>> induct(jnp.array([[3.0, 0.1]]), bank, jnp.eye(2), jnp.ones(2), k=1).tolist()
+    [[1.0, 0.0]]
+    """
+    bank = jnp.where((weights > 0)[:, None], unit(bank), 0)
+
+    def one(x: Array) -> Array:
+        similarity, rows = nearest(unit(x), bank, weights, k, block)
+        share = jnp.maximum(similarity, 0) ** power
+        return share @ values[rows] / divisor(jnp.sum(share))
+
+    return lax.map(one, x, batch_size=_ROWS_AT_ONCE)
+
+
+def balance(values: Array, prior: Array, weights: Array) -> Array:
+    """Makes probabilities whose average over the rows is a prior (Sinkhorn).
+
+    Columns are scaled to the prior and rows to 1, in turns, rows last.
+
+    Args:
+      values: `[rows, classes]`, 0 or more. A row of zeros becomes the prior.
+      prior: `[classes]`, sums to 1; a class of 0 gets none.
+      weights: `[rows]`, of the average.
+
+    Source: Sinkhorn and Knopp, 1967, "Concerning nonnegative matrices and doubly
+    stochastic matrices".
+
+    >>> balance(jnp.array([[3.0, 1.0], [3.0, 1.0]]), jnp.array([0.5, 0.5]), jnp.ones(2))
+    Array([[0.5, 0.5],
+           [0.5, 0.5]], dtype=float32)
+    """
+    known = jnp.sum(values, axis=1, keepdims=True) > 0
+    values = jnp.where(known, values, prior)
+    share = weights / divisor(jnp.sum(weights))
+
+    def rows_to_one(values: Array) -> Array:
+        return values / divisor(jnp.sum(values, axis=1, keepdims=True))
+
+    def turn(_: int | Array, values: Array) -> Array:
+        return rows_to_one(values * prior / divisor(share @ values))
+
+    return lax.fori_loop(0, _BALANCING, turn, rows_to_one(values))
+
+
+def product_of_experts(*probabilities: Array) -> Array:
+    """Multiplies probabilities `[..., classes]` and divides by their sum.
+
+    Source: Hinton, 2002, "Training products of experts by minimizing contrastive
+    divergence".
+
+    >>> own, other = jnp.array([0.5, 0.5]), jnp.array([0.25, 0.75])
+    >>> product_of_experts(own, other).round(2).tolist()
+    [0.25, 0.75]
+    """
+    tiny = jnp.finfo(jnp.float32).tiny
+    return jax.nn.softmax(sum(jnp.log(jnp.maximum(p, tiny)) for p in probabilities))
