@@ -36,6 +36,8 @@ SOLVED = {
 """Heads that are solved and not trained -> the settings that they sweep."""
 SIMPLICITY = ("nearest_mean", "lda", "ridge", "logistic", "linear", "cosine", "knn")
 """The simpler head first; what is not named here comes last."""
+MULTILABEL = ("ridge", "logistic", "linear", "cosine", "mlp")
+"""Heads that know several labels a row."""
 SHARED = frozenset(SOLVED) - {"semi_supervised"}
 """Heads whose rows may be split over devices."""
 _PASSES = 30

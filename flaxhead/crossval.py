@@ -13,7 +13,7 @@ from flaxhead.base import Batch
 from flaxhead.comparison import bias_corrected, mcnemar, paired_bootstrap
 from flaxhead.config import Config
 from flaxhead.data import Dataset, Embeddings, concatenate, to_batch
-from flaxhead.data.labels import unlabelled
+from flaxhead.data.labels import UNLABELLED, unlabelled
 from flaxhead.folds import FOLDS, short_classes, shots
 from flaxhead.metrics import METRICS, evaluate
 from flaxhead.search import (
@@ -364,7 +364,8 @@ def learning_curve(
     Every draw is a budget of labels: what wins is chosen by folds inside of it (as many
     as the settings say, or 5; no more than labels a class), and fitted on all of it.
     With one label a class nothing can be held out, so the first head is fitted with
-    the middle of its grid; and an only candidate needs no choice.
+    the middle of its grid; and an only candidate needs no choice. Heads that learn
+    from rows without a label get those that were not drawn as such.
 
     Args:
       question: what is decided; `config.curve` says how many labels and draws.
@@ -379,6 +380,7 @@ def learning_curve(
       candidates, and `short`, how many rows each class has that has fewer.
     """
     curve, seed = question.config.curve, question.config.data.seed
+    semi = build.keeps_unlabelled(question.config)
     labels, present = chosen_by.rows.labels, np.asarray(chosen_by.rows.weights) > 0
     told = []
     for place, k in enumerate(curve.shots):
@@ -386,7 +388,7 @@ def learning_curve(
             shots(labels, k=k, repeat=r, seed=seed, where=present, short="all")
             for r in range(curve.repeats)
         ]
-        size = max(int(draw.sum()) for draw in draws)
+        size = len(labels) if semi else max(int(draw.sum()) for draw in draws)
         folds = min(question.config.selection.folds or 5, k)
         selection = replace(question.config.selection, folds=folds)
         inside = question._replace(config=replace(question.config, selection=selection))
@@ -395,9 +397,12 @@ def learning_curve(
         only = sum(len(build.grid(inside.config, head, size)) for head in heads) == 1
         scores, chosen = [], []
         for number, draw in enumerate(draws):
-            rows = padded(take(chosen_by.rows, draw), size)
-            groups = chosen_by.data.groups
-            groups = None if groups is None else padded(groups[draw], size)
+            rows, groups = chosen_by.rows, chosen_by.data.groups
+            if semi:
+                rows = rows._replace(labels=_hidden(labels, ~draw))
+            else:
+                rows = padded(take(rows, draw), size)
+                groups = None if groups is None else padded(groups[draw], size)
             if folds < 2 or only:
                 found = fit_default(inside, rows, programs=compiled)
             else:
@@ -436,6 +441,13 @@ def learning_curve(
             }
         )
     return told
+
+
+def _hidden(labels: Any, where: np.ndarray) -> Any:
+    """Labels as if rows had none."""
+    if labels.ndim == 2:
+        return np.where(where[:, None], np.nan, labels).astype(np.float32)
+    return np.where(where, UNLABELLED, labels).astype(np.int32)
 
 
 def take(rows: Batch, where: np.ndarray) -> Batch:

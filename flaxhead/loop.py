@@ -199,6 +199,12 @@ def _plan(config: Config, data: Dataset) -> _Plan:
             "4294967296 rows in all, lower train.steps or train.batch_size"
         )
     for number, head in enumerate(config.heads):
+        if data.task == "multilabel" and head.name not in build.MULTILABEL:
+            raise ValueError(
+                f"heads.{number}.name is {head.name!r}, which knows one label a row, "
+                "and the data has several; expected one of "
+                f"{', '.join(build.MULTILABEL)}"
+            )
         tokens = data.train.x.ndim == 3
         if tokens and head.pool == "none":
             raise ValueError(

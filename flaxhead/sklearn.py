@@ -42,8 +42,6 @@ from flaxhead.search import Question, fit_default, padded, programs, search
 from flaxhead.selection import Candidate
 from flaxhead.solvers import discriminant_params, prototype_params, ridge_params
 
-MULTILABEL = ("ridge", "logistic", "linear", "cosine", "mlp")
-"""Heads that know several labels a row."""
 _LINEAR = ("ridge", "logistic", "lda", "linear")
 _NAMES = (*build.SIMPLICITY, "mlp")
 _KEPT = 64  # Compiled programs of a kind, the least recently used of which is let go.
@@ -330,7 +328,7 @@ class HeadClassifier(ClassifierMixin, BaseEstimator):
         """Says which labels a head takes."""
         tags = super().__sklearn_tags__()
         name = self.head.name if isinstance(self.head, HeadConfig) else self.head
-        tags.classifier_tags.multi_label = name in ("auto", *MULTILABEL)
+        tags.classifier_tags.multi_label = name in ("auto", *build.MULTILABEL)
         return tags
 
     def _read(
@@ -458,7 +456,7 @@ class HeadClassifier(ClassifierMixin, BaseEstimator):
         if isinstance(self.head, HeadConfig):
             ladder = (self.head,)
         elif self.head == "auto":
-            able = MULTILABEL if task == "multilabel" else _NAMES
+            able = build.MULTILABEL if task == "multilabel" else _NAMES
             if rows < self.batch_size:
                 able = set(able) & set(build.SOLVED)
             ladder = tuple(replace(o, **shared) for o in LADDER if o.name in able)
@@ -479,10 +477,10 @@ class HeadClassifier(ClassifierMixin, BaseEstimator):
             raise ValueError(
                 f"head is {name!r}: expected auto, {', '.join(_NAMES)}, or a HeadConfig"
             )
-        if task == "multilabel" and name not in MULTILABEL:
+        if task == "multilabel" and name not in build.MULTILABEL:
             raise ValueError(
                 f"head {name!r} knows one label a row, and y has several: expected "
-                f"auto or one of {', '.join(MULTILABEL)}"
+                f"auto or one of {', '.join(build.MULTILABEL)}"
             )
         return ladder
 

@@ -635,6 +635,29 @@ def test_matrix_rows_without_any_entry_are_unlabelled():
     assert data.notes["dropped"]["train"] == {"unlabelled": [103]}
 
 
+def test_unlabelled_rows_are_kept_apart():
+    """Those of train are to learn from; those of other splits are of no use."""
+    labels = np.array([0, 1] * 12 + [-1, -1])
+    fields = {"embeddings": np.eye(26), "labels": labels}
+    data = arrays(fields, test=fields, config=DataConfig(unlabelled="keep"))
+    assert data.unlabelled is not None
+    assert data.unlabelled.ids.tolist() == [24, 25]
+    assert data.unlabelled.labels.tolist() == [-1, -1]
+    assert data.notes["unlabelled_rows"] == 2
+    assert data.notes["dropped"] == {"test": {"unlabelled": [24, 25]}}
+    assert all((part.labels >= 0).all() for part in data[:3])
+    parts = fingerprint(data)
+    assert parts["unlabelled.embeddings"] != fingerprint(
+        data._replace(unlabelled=data.train)
+    )["unlabelled.embeddings"]
+
+
+def test_rows_without_any_label_are_refused():
+    fields = {"embeddings": np.eye(8), "labels": np.full(8, -1)}
+    with pytest.raises(ValueError, match="train: no row has a label"):
+        arrays(fields, config=DataConfig(unlabelled="keep"))
+
+
 def test_invalid_rows_are_left_out_and_listed():
     x = np.ones((24, 3))
     x[[4, 7]] = [[np.nan, 0, 0], [0, 0, -np.inf]]
