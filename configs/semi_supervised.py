@@ -9,7 +9,8 @@ without those rows is tried beside it: what wins is better by cross-validated NL
 labelled rows, and `comparisons` in result.json says by how much, with an interval.
 
 On its default, the digits of scikit-learn, all rows have a label; the learning curve
-hides all but 1, 3, 5 and 10 a class. Expected: EXPECTED
+hides all but 1, 3, 5 and 10 a class. Expected: test accuracy 0.955, NLL 0.162 with all
+labels, and with so few 1.175, 0.518, 0.474 and 0.338, in 60 s on 2 cores, cold.
 """
 
 from flaxhead import Config, CurveConfig, DataConfig, HeadConfig, SelectionConfig

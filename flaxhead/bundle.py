@@ -105,6 +105,14 @@ class LoadedHead(NamedTuple):
     params: Params
     bundle: Bundle
 
+    def __repr__(self) -> str:
+        """A line, and not all parameters."""
+        saved = self.bundle
+        return (
+            f"LoadedHead({saved.config.name}: {saved.spec.dim} features -> "
+            f"{len(self.class_names)} classes)"
+        )
+
 
 def feature_spec(x: Any, *, config: HeadConfig, backbone: str) -> FeatureSpec:
     """Describes training features, `[rows, dim]` or tokens.

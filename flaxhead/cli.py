@@ -151,9 +151,11 @@ def summary(result: dict[str, Any], workdir: str | Path) -> str:
     }
     chosen = ", ".join(f"{name} {value:g}" for name, value in tried.items())
     metric, timing = won["metric"], result["timing"]
+    by_folds = result.get("folds", {}).get("by", "validation rows") != "validation rows"
+    held = "cross-validated" if by_folds else "validation"
     lines = [
         f"{won['head']}{f' ({chosen})' if chosen else ''} won of "
-        f"{len(result['candidates'])} by validation {metric} {won['score']:.4f}"
+        f"{len(result['candidates'])} by {held} {metric} {won['score']:.4f}"
     ]
     corrected = result.get("corrected", {})
     if metric in corrected:

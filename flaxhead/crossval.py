@@ -133,7 +133,25 @@ def run(
         scores["test_looks"] += sum(
             len(point["scores"]) for point in scores["learning_curve"]
         )
+    warnings = [*_few(question, data, chosen_by), *found.warnings]
+    found = found._replace(warnings=warnings)
     return Outcome(found, scores, _compile_seconds(compiled) - before)
+
+
+def _few(question: Question, data: Dataset, chosen_by: Pool) -> list[str]:
+    """A sentence on classes that have fewer rows than there are folds."""
+    inside = (chosen_by.fold >= 0) & (chosen_by.fold < chosen_by.folds)
+    if question.config.selection.fold_by != "stratified" or chosen_by.folds < 2:
+        return []
+    short = short_classes(chosen_by.rows.labels, k=chosen_by.folds, where=inside)
+    if not short:
+        return []
+    told = [f"{data.class_names[one]!r} has {count}" for one, count in short.items()]
+    more = ", ..." if len(told) > 5 else ""
+    return [
+        f"{len(told)} classes have fewer rows than the {chosen_by.folds} folds and are "
+        f"missing from some: {', '.join(told[:5])}{more}; try fewer folds"
+    ]
 
 
 def _compile_seconds(compiled: list[Programs]) -> float:

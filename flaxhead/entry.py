@@ -41,7 +41,8 @@ def fit(
 
     Every candidate is fitted without each fold and scored on it; the winner is fitted
     again on all rows. What to expect of it on new rows is in
-    `head.bundle.metrics["corrected"]`, with an interval that accounts for the choice.
+    `head.bundle.metrics["corrected"]`, with an interval that accounts for the choice,
+    and what was chosen in `head.bundle.metrics["selected"]`.
 
     Args:
       embeddings: `[rows, dim]`, any float type.
@@ -57,7 +58,8 @@ def fit(
       seed: of the folds, and of what is drawn at random.
       backbone: name of the frozen model, recorded in the head.
       workdir: where to keep the run, as `train.py` does; None: nowhere.
-      display: where to tell of progress; None: nowhere.
+      display: where to tell of progress, such as `flaxhead.report.progress.display()`;
+        None: nowhere.
 
     Returns:
       What `flaxhead.load` gives: `logits`, `probabilities` and `predict` as pure

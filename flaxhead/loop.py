@@ -161,12 +161,17 @@ def _finish(
 def _bundle(
     plan: _Plan,
     head: HeadConfig,
+    hyperparameters: dict[str, float],
     params: Params,
     statistics: tuple[np.ndarray, np.ndarray],
     metrics: dict[str, Any],
 ) -> bundle.Bundle:
-    """A head as it is shipped."""
+    """A head as it is shipped: its settings are those that won."""
     config, data = plan.config, plan.data
+    own = {name: (one,) for name, one in hyperparameters.items() if hasattr(head, name)}
+    head = dataclasses.replace(head, **own)
+    if metrics:
+        metrics = {"selected": {"head": head.name, **hyperparameters}, **metrics}
     return bundle.Bundle(
         config=head,
         params=params,
@@ -617,7 +622,8 @@ def _search(
     found = outcome.found
     kept = ("val", "test", "test_looks", "corrected")
     metrics = {name: outcome.scores[name] for name in kept}
-    shipped = _bundle(plan, found.head, found.params, found.statistics, metrics)
+    won = found.candidates[found.selection.winner].hyperparameters
+    shipped = _bundle(plan, found.head, won, found.params, found.statistics, metrics)
     bundle.save(workdir / "head", shipped)
     described = [_described(one) for one in found.candidates]
     log = "".join(json.dumps(one) + "\n" for one in described)
@@ -656,8 +662,11 @@ def _described_search(plan: _Plan) -> str:
         for name, head in zip(head_names(config.heads), config.heads, strict=True)
     )
     by = "the validation rows"
-    if build.by_folds(config):
-        by = f"{config.selection.folds or ''} folds, {config.selection.fold_by}".strip()
+    if config.selection.fold_by == "leave_one_out":
+        by = "leaving one row out"
+    elif build.by_folds(config):
+        by = f"{config.selection.folds} folds of all of them"
+        by += f", {config.selection.fold_by}"
     return (
         f"{shape} training embeddings, {len(data.val.labels)} for validation, "
         f"{len(data.class_names)} classes; candidates: {kinds}; chosen by {by}"
@@ -760,8 +769,8 @@ def _bundle_of(
     """The head of one candidate."""
     for sweep, progress in zip(sweeps, progresses, strict=True):
         if index < len(sweep.grid):
-            params = _candidate(progress.best_params, index)
-            return _bundle(plan, sweep.head, params, sweep.statistics, metrics)
+            won, params = sweep.grid[index], _candidate(progress.best_params, index)
+            return _bundle(plan, sweep.head, won, params, sweep.statistics, metrics)
         index -= len(sweep.grid)
     raise AssertionError("a candidate of no sweep")
 

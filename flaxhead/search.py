@@ -389,7 +389,8 @@ def search(
         whole = max(expected, before + len(grid))
 
         def progress(share: float) -> None:
-            tick(before + int(share * len(grid)), whole, best(), "candidates")
+            if share < 1:
+                tick(before + int(share * len(grid)), whole, best(), "candidates")
 
         one, pool = programs[number], pools[number]
         evaluate = _evaluate_fits if one.path is None else _evaluate_path
@@ -409,7 +410,7 @@ def search(
                 )
             )
             origins.append((number, evaluated, place))
-        progress(1.0)
+        tick(before + len(grid), whole, best(), "candidates")
 
     def choose() -> Selection:
         metric, rule = question.metric, question.config.selection.rule

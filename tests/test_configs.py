@@ -49,7 +49,7 @@ SMALL = {
         "--config.selection.extend=0",
     ),
     "semi_supervised": (
-        *("semi_supervised", 1, "--config.curve.shots=(2,)"),
+        *(None, 1, "--config.curve.shots=(2,)"),
         *("--config.curve.repeats=1", "--config.selection.folds=2"),
         *("--config.heads.0.C=(1.0,)", "--config.heads.1.C=(1.0,)"),
     ),
@@ -93,19 +93,9 @@ def write_multi_label(folder):
     np.savez(folder / "train.npz", embeddings=x.astype(np.float32), labels=labels)
 
 
-def write_semi_supervised(folder):
-    """Three clusters, of which most rows have no label."""
-    rng = np.random.default_rng(0)
-    labels = np.arange(150) % 3
-    x = rng.normal(size=(150, 8)) + 3 * np.eye(8)[labels]
-    labels[60:120] = -1
-    np.savez(folder / "train.npz", embeddings=x, labels=labels)
-
-
 WRITERS = {
     "dinov2_linear_52": write_dinov2_linear_52,
     "multi_label": write_multi_label,
-    "semi_supervised": write_semi_supervised,
     "sentiment": write_sentiment,
 }
 

@@ -647,9 +647,10 @@ def test_unlabelled_rows_are_kept_apart():
     assert data.notes["dropped"] == {"test": {"unlabelled": [24, 25]}}
     assert all((part.labels >= 0).all() for part in data[:3])
     parts = fingerprint(data)
-    assert parts["unlabelled.embeddings"] != fingerprint(
-        data._replace(unlabelled=data.train)
-    )["unlabelled.embeddings"]
+    assert (
+        parts["unlabelled.embeddings"]
+        != fingerprint(data._replace(unlabelled=data.train))["unlabelled.embeddings"]
+    )
 
 
 def test_rows_without_any_label_are_refused():

@@ -363,6 +363,14 @@ def test_the_fit_is_the_path():
         np.testing.assert_allclose(a, b[:, 0], atol=5e-4)
 
 
+def test_labels_beyond_the_classes_are_refused():
+    x, labels = problem(15, 20, 3, 4)
+    with pytest.raises(
+        ValueError, match="labels has class 3, expected below classes, 2"
+    ):
+        logistic_path(batch(x, labels), np.ones((20, 1)), [1.0], classes=2)
+
+
 COMPILED = []
 jax.monitoring.register_event_duration_secs_listener(
     lambda name, *_, **__: COMPILED.append(name) if "backend_compile" in name else None

@@ -198,10 +198,19 @@ def several_labels(folder):
 @pytest.mark.parametrize(
     ("run", "without"),
     [
-        (one_label, ["several labels a row", "of a published protocol"]),
+        (
+            one_label,
+            [
+                *("several labels a row", "rows without a label"),
+                "of a published protocol",
+            ],
+        ),
         (
             several_labels,
-            ["one label a row", "read from a source", "of a published protocol"],
+            [
+                *("one label a row", "rows without a label", "read from a source"),
+                "of a published protocol",
+            ],
         ),
     ],
 )

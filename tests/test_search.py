@@ -337,6 +337,39 @@ def test_a_second_search_of_a_shape_compiles_nothing(name):
     assert not compiles
 
 
+def few_labels(rows=300, each=4):
+    """Three long clusters, of which all but a few rows of each have no label."""
+    draw = np.random.default_rng(0)
+    labels = np.arange(rows) % 3
+    angle = labels * 2.1 + draw.uniform(-0.7, 0.7, rows)
+    x = np.stack([np.cos(angle), np.sin(angle), 0.1 * draw.normal(size=rows)], axis=1)
+    shown = np.where(np.arange(rows) < 3 * each, labels, -1)
+    return x.astype(np.float32), labels, shown
+
+
+def test_rows_without_a_label_are_learned_from():
+    x, labels, shown = few_labels()
+    heads = (HeadConfig("logistic", C=(1.0,)), HeadConfig("semi_supervised", C=(1.0,)))
+    head = fh.fit(x, shown, heads=heads, metric="nll", rule="best", folds=2)
+    assert head.bundle.config.name == "semi_supervised"
+    assert np.mean(np.asarray(head.predict(x)) == labels) > 0.97
+    # Only labelled rows are scored.
+    assert head.bundle.metrics["val"]["rows"] == 12
+
+
+def test_a_learning_curve_hides_labels_from_heads_that_learn_without(tmp_path):
+    x, labels, _ = few_labels()
+    curve = CurveConfig(shots=(2,), repeats=2)
+    mean = {}
+    for name in ("logistic", "semi_supervised"):
+        config = settings(HeadConfig(name, C=(1.0,)), folds=2)
+        config = dataclasses.replace(config, curve=curve)
+        data = arrays({"embeddings": x, "labels": labels}, config=config.data)
+        result = fh.run(config, tmp_path / name, data=data)
+        mean[name] = result["learning_curve"][0]["mean"]
+    assert mean["semi_supervised"] > max(mean["logistic"], 0.97)
+
+
 def test_a_class_missing_from_a_fold_is_survived():
     x, labels = table(60)
     labels = np.where(np.arange(60) == 0, 3, labels)  # one row of a fourth class
@@ -349,6 +382,7 @@ def test_a_class_missing_from_a_fold_is_survived():
     made = Question(config, 4, "multiclass", "softmax", "accuracy", None)
     found = answer(made, data).found
     assert all(np.isfinite(one.score) for one in found.candidates)
+    assert "have fewer rows than the" in found.warnings[0]
 
 
 def without_timing(result):

@@ -48,7 +48,7 @@ def display(stream: TextIO | None = None) -> Display:
         if rate:
             digits = 0 if rate >= 10 else 1
             pace = f"{rate:,.{digits}f} {unit}/s  {(total - done) / rate:.0f} s left  "
-        told = f"{done}/{total} {unit}  {pace}{best}"
+        told = f"{done}/{total} {unit}  {pace}{best}".rstrip()
         if terminal:
             filled = 24 * done // total
             bar = "█" * filled + "·" * (24 - filled)

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 from jax import lax
+from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from flaxhead.base import Array, Batch, Fit, Hyperparameters, Params
@@ -214,6 +215,10 @@ def logistic_path(
     Raises:
       ValueError: if an argument or the labels don't fit.
 
+    It drives compiled programs from the host, so it is called outside of `jit`;
+    `logistic` is the pure function, and `logistic_pieces` the programs. Folds and the
+    fit to all rows, as lanes: `flaxhead.folds.lane_weights`.
+
     >>> import jax.numpy as jnp
     >>> from flaxhead.base import Batch
     >>> x = jnp.array([[-1.0], [1.0], [2.0]])
@@ -222,6 +227,13 @@ def logistic_path(
     >>> params["output"]["kernel"].shape, bool(info.converged.all())
     ((3, 1, 1, 2), True)
     """
+    if isinstance(C, Tracer):
+        raise ValueError("C is traced: logistic_path is called outside of jit")
+    labels = np.asarray(data.labels)
+    if labels.dtype.kind in "iu" and 0 < classes <= labels.max(initial=-1):
+        raise ValueError(
+            f"data.labels has class {labels.max()}, expected below classes, {classes}"
+        )
     strengths = np.asarray(C, np.float32)
     if strengths.ndim != 1 or not (strengths > 0).all():
         raise ValueError(f"C is {C}: expected a list of positive numbers")
