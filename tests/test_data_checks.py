@@ -409,8 +409,8 @@ def test_something_must_be_left(fields, setting, message):
             "data.invalid_rows is 'dorp', .*did you mean 'drop'",
         ),
         (
-            {"unlabelled": "keep"},
-            "data.unlabelled is 'keep', expected one of error, drop",
+            {"unlabelled": "hide"},
+            "data.unlabelled is 'hide', expected one of error, drop, keep",
         ),
         ({"task": "multi-label"}, "data.task .*did you mean 'multilabel'"),
         ({"val_fraction": -0.1}, r"data.val_fraction is -0\.1, expected at least 0"),
