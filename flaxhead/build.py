@@ -408,9 +408,9 @@ def searched(config: Config) -> bool:
     return solved or by_folds(config) or bool(config.curve.shots)
 
 
-def keeps_unlabelled(config: Config) -> bool:
+def keeps_unlabelled(configs: tuple[HeadConfig, ...]) -> bool:
     """Whether some head learns from rows without a label."""
-    return any(head.name == "semi_supervised" for head in config.heads)
+    return any(head.name == "semi_supervised" for head in configs)
 
 
 def by_folds(config: Config) -> bool:

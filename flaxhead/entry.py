@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from flaxhead import build
 from flaxhead.bundle import LoadedHead, load
 from flaxhead.config import (
     LADDER,
@@ -81,11 +82,10 @@ def fit(
         ladder = tuple(heads)
     elif heads != "auto":
         ladder = (HeadConfig(heads),)
-    semi = any(head.name == "semi_supervised" for head in ladder)
     config = Config(
         data=DataConfig(
             source="arrays",
-            unlabelled="keep" if semi else "error",
+            unlabelled="keep" if build.keeps_unlabelled(ladder) else "error",
             val_fraction=0.0,
             test_fraction=0.0,
             seed=seed,

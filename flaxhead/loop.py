@@ -164,14 +164,11 @@ def _bundle(
     hyperparameters: dict[str, float],
     params: Params,
     statistics: tuple[np.ndarray, np.ndarray],
-    metrics: dict[str, Any],
 ) -> bundle.Bundle:
-    """A head as it is shipped: its settings are those that won."""
+    """A head as it is shipped, but for its scores: its settings are those that won."""
     config, data = plan.config, plan.data
     own = {name: (one,) for name, one in hyperparameters.items() if hasattr(head, name)}
     head = dataclasses.replace(head, **own)
-    if metrics:
-        metrics = {"selected": {"head": head.name, **hyperparameters}, **metrics}
     return bundle.Bundle(
         config=head,
         params=params,
@@ -183,8 +180,12 @@ def _bundle(
             to_batch(data.train).x, config=head, backbone=config.data.backbone
         ),
         data=config.data,
-        metrics=metrics,
+        metrics={"selected": {"head": head.name, **hyperparameters}},
     )
+
+
+def _scored(chosen: bundle.Bundle, scores: dict[str, Any]) -> bundle.Bundle:
+    return chosen._replace(metrics={**chosen.metrics, **scores})
 
 
 # Before training.
@@ -623,8 +624,8 @@ def _search(
     kept = ("val", "test", "test_looks", "corrected")
     metrics = {name: outcome.scores[name] for name in kept}
     won = found.candidates[found.selection.winner].hyperparameters
-    shipped = _bundle(plan, found.head, won, found.params, found.statistics, metrics)
-    bundle.save(workdir / "head", shipped)
+    chosen = _bundle(plan, found.head, won, found.params, found.statistics)
+    bundle.save(workdir / "head", _scored(chosen, metrics))
     described = [_described(one) for one in found.candidates]
     log = "".join(json.dumps(one) + "\n" for one in described)
     write_text(workdir / "metrics.jsonl", log)
@@ -743,7 +744,7 @@ def _select(
             )
     if plan.config.selection.rule == "one_standard_error":
         best = select(candidates, metric=plan.metric).winner
-        trained = bundle.functions(_bundle_of(plan, sweeps, progresses, best, {}))
+        trained = bundle.functions(_bundle_of(plan, sweeps, progresses, best))
         val = to_batch(plan.data.val)
         candidates[best] = dataclasses.replace(
             candidates[best],
@@ -764,13 +765,12 @@ def _bundle_of(
     sweeps: list[_Sweep],
     progresses: list[parallel.Progress],
     index: int,
-    metrics: dict[str, Any],
 ) -> bundle.Bundle:
     """The head of one candidate."""
     for sweep, progress in zip(sweeps, progresses, strict=True):
         if index < len(sweep.grid):
             won, params = sweep.grid[index], _candidate(progress.best_params, index)
-            return _bundle(plan, sweep.head, won, params, sweep.statistics, metrics)
+            return _bundle(plan, sweep.head, won, params, sweep.statistics)
         index -= len(sweep.grid)
     raise AssertionError("a candidate of no sweep")
 
@@ -789,7 +789,7 @@ def _ship(
 ) -> dict[str, Any]:
     """Evaluates the winner, on the test rows once, and writes its bundle and curves."""
     winner = candidates[selection.winner]
-    chosen = _bundle_of(plan, sweeps, progresses, winner.index, {})
+    chosen = _bundle_of(plan, sweeps, progresses, winner.index)
     trained = bundle.functions(chosen)
 
     def score(data: Embeddings) -> dict[str, Any]:
@@ -814,7 +814,7 @@ def _ship(
         for one in diverged
     ]
     if jax.process_index() == 0:
-        bundle.save(workdir / "head", chosen._replace(metrics=metrics))
+        bundle.save(workdir / "head", _scored(chosen, metrics))
         _draw(plan, sweeps, progresses, candidates, winner.index, workdir)
     return {
         "selected": {

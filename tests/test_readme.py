@@ -245,8 +245,10 @@ def test_every_key_of_a_head_is_documented_and_there(tmp_path):
     folder = tmp_path / "RUN" / "head"
     head = json.loads((folder / "head.json").read_text())
     assert set(head) == documented("head/", without=[])
+    won = {"head": head["head"]["name"], **result["selected"]["hyperparameters"]}
     assert head["metrics"] == {
-        key: result[key] for key in ("val", "test", "test_looks")
+        "selected": won,
+        **{key: result[key] for key in ("val", "test", "test_looks")},
     }
     arrays = load_file(folder / "params.safetensors")
     assert {name.partition("/")[0] for name in arrays} == {"params", "statistics"}

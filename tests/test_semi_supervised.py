@@ -38,6 +38,12 @@ def rings(seed=0, rows=240):
     return data, few
 
 
+def assert_close(expected, found):
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=2e-3), expected, found
+    )
+
+
 @functools.cache
 def wrapped(name):
     return jax.jit(with_graph(FITS[name][0], HEAD, classes=CLASSES))
@@ -71,9 +77,7 @@ def test_hidden_labels_are_not_read(name):
         jax.tree.map(np.testing.assert_array_equal, expected, other)
     soft = jnp.where(few[:, None] > 0, jax.nn.one_hot(data.labels, CLASSES), jnp.nan)
     of_soft = wrapped(name)(data._replace(labels=soft), few, hyperparameters, KEY)
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, atol=2e-3), expected, of_soft
-    )
+    assert_close(expected, of_soft)
 
 
 @every_fit
@@ -83,9 +87,7 @@ def test_without_unlabelled_rows_it_is_the_fit(name):
     weights = jnp.asarray(np.random.default_rng(3).uniform(0.5, 2, 240), jnp.float32)
     expected = fit(data, weights, hyperparameters, KEY)
     found = wrapped(name)(data, weights, hyperparameters, KEY)
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, atol=2e-3), expected, found
-    )
+    assert_close(expected, found)
 
 
 @every_fit
@@ -99,9 +101,7 @@ def test_rows_absent_from_the_data_are_deleted(name):
     found = wrapped(name)(broken, few, hyperparameters, KEY)
     fewer = jax.tree.map(lambda leaf: leaf[:200], data)
     expected = wrapped(name)(fewer, few[:200], hyperparameters, KEY)
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, atol=2e-3), expected, found
-    )
+    assert_close(expected, found)
 
 
 @every_fit
