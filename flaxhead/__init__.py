@@ -14,6 +14,7 @@ from flaxhead.base import (
     State,
     Sums,
     Tokens,
+    View,
 )
 from flaxhead.bundle import LoadedHead, load
 from flaxhead.config import (
@@ -96,6 +97,7 @@ __all__ = [
     "Sums",
     "Tokens",
     "TrainConfig",
+    "View",
     "arrays",
     "attach",
     "class_weighted",

@@ -3,7 +3,8 @@
 A *head* turns embeddings into logits, an *objective* turns logits into sums, a
 *learner* takes one optimisation step, a *fit* takes many. Each is a pair of pure
 functions or a single one; what they carry is a pytree of arrays only. Nothing here
-subclasses anything of ours, and there is no logic in this file.
+subclasses anything of ours, and there is no logic in this file but the arithmetic of
+objectives, `a + weight * b`.
 
     config -> data -> head -> loss -> objective -> learner
            -> program -> select -> bundle
@@ -50,6 +51,18 @@ class Batch(NamedTuple):
     labels: Array
     weights: Array
     index: Array  # pyright: ignore[reportIncompatibleMethodOverride]
+
+
+class View(Protocol):
+    """`(batch, key) -> batch`: the same rows as seen by other means, noise for one.
+
+    `key` is one typed key for all rows; what is random in a row is of the key
+    `fold_in(key, batch.index)`. Labels may change too (mixup), into soft ones.
+    """
+
+    def __call__(self, batch: Batch, key: Array) -> Batch:
+        """Returns the view."""
+        ...
 
 
 class Sums(NamedTuple):
@@ -116,10 +129,57 @@ class Objective(NamedTuple):
       apply: `(params, memory, batch, key) -> (sums, memory)` where `sums` is a dict
         of `Sums`; what is minimised is the sum over terms of `total / count`, with both
         summed over devices first.
+
+    `a + b` minimises both, each with its memory and a key of its own; `weight * b`
+    multiplies what `b` minimises, by a number or a (traced) scalar.
     """
 
     init: Callable[[Params], PyTree]
     apply: Callable[[Params, PyTree, Batch, Array], tuple[dict[str, Sums], PyTree]]
+    __array_ufunc__ = None  # NumPy's scalars leave the product to us.
+
+    def __add__(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, other: Objective
+    ) -> Objective:
+        """Returns the objective of both; terms of one name are told apart by a `+`."""
+
+        def init(params: Params) -> PyTree:
+            return self.init(params), other.init(params)
+
+        def apply(
+            params: Params, memory: PyTree, batch: Batch, key: Array
+        ) -> tuple[dict[str, Sums], PyTree]:
+            # The first keeps its key: adding a term of weight 0 then changes nothing.
+            sums, first = self.apply(params, memory[0], batch, key)
+            own = jax.random.fold_in(key, len(sums))
+            more, second = other.apply(params, memory[1], batch, own)
+            sums = dict(sums)
+            for name, term in more.items():
+                while name in sums:
+                    name += "+"
+                sums[name] = term
+            return sums, (first, second)
+
+        return Objective(init, apply)
+
+    def __rmul__(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, weight: float | Array
+    ) -> Objective:
+        """Returns the objective whose value is multiplied by a weight."""
+
+        def apply(
+            params: Params, memory: PyTree, batch: Batch, key: Array
+        ) -> tuple[dict[str, Sums], PyTree]:
+            sums, memory = self.apply(params, memory, batch, key)
+            scaled = {
+                name: Sums(weight * term.total, term.count)
+                for name, term in sums.items()
+            }
+            return scaled, memory
+
+        return Objective(self.init, apply)
+
+    __mul__ = __rmul__  # pyright: ignore[reportAssignmentType]
 
 
 class State(NamedTuple):
