@@ -3,11 +3,11 @@
     python benchmarks/bench_few_labels.py [banking77 sst2 cifar10]
         [--shots 1 5 10 20] [--draws 10] [--C 10]
 
-Draws so many labels a class; the other rows of `train.npz` count as unlabelled. Four
+Draws so many labels a class; the other rows of `train.npz` count as unlabelled. Five
 heads are scored on the rows of `test.npz` (a fifth of the training rows where there is
 none): logistic regression on the labelled rows, the graph alone, carried over to the
-test rows by their neighbours, the product of both, and one linear head fitted to the
-product (`flaxhead.with_graph`). One setting for all sets and numbers of labels; no
+test rows by their neighbours, the product of both, one linear head fitted to the
+product (`flaxhead.with_graph`), and self-training. One setting for all sets and numbers of labels; no
 choice sees a test row. Embeddings are in the folder that FLAXHEAD_DATA names (default:
 data).
 """
@@ -24,18 +24,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flaxhead import graph, with_graph
-from flaxhead.base import Array, Batch
+from flaxhead.base import Array, Batch, Fit
 from flaxhead.config import DataConfig
 from flaxhead.data import load
 from flaxhead.folds import shots
+from flaxhead.graph import product_of_experts
 from flaxhead.heads import linear
-from flaxhead.moments import class_shares
-from flaxhead.semi_supervised import smoothed_prior
+from flaxhead.semi_supervised import self_train, vote, with_graph
 from flaxhead.solvers import logistic
 
 DATA = Path(os.environ.get("FLAXHEAD_DATA", "data"))
-HEADS = ("logistic", "graph", "product", "student")
+HEADS = ("logistic", "graph", "product", "student", "self-train")
 
 
 def splits(name: str) -> tuple[Batch, np.ndarray, np.ndarray, int]:
@@ -58,18 +57,17 @@ def heads_of(classes: int, C: float) -> Any:
     key = jax.random.key(0)
 
     def run(data: Batch, weights: Array, x: Array) -> dict[str, Array]:
-        own = jax.nn.softmax(head.apply(fit(data, weights, values, key), x))
-        shares = weights[:, None] * class_shares(data.labels, classes)
-        edges = graph.knn_graph(data.x, data.weights)
-        prior = smoothed_prior(shares, weights)
-        spreaded = graph.balance(graph.spread(edges, shares), prior, data.weights)
-        carried = graph.induct(x, data.x, spreaded, data.weights)
-        student = with_graph(fit, head, classes=classes)(data, weights, values, key)
+        def told(run: Fit) -> Array:
+            return jax.nn.softmax(head.apply(run(data, weights, values, key), x))
+
+        own, votes = told(fit), vote(data, weights, classes=classes)
+        carried = votes.carry(x)
         return {
             "logistic": own,
             "graph": carried,
-            "product": graph.product_of_experts(own, carried),
-            "student": jax.nn.softmax(head.apply(student, x)),
+            "product": product_of_experts(own**votes.trust, carried),
+            "student": told(with_graph(fit, head, classes=classes)),
+            "self-train": told(self_train(fit, head, classes=classes)),
         }
 
     return jax.jit(run)

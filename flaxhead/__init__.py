@@ -19,8 +19,10 @@ from flaxhead.base import (
 from flaxhead.bundle import LoadedHead, load
 from flaxhead.config import (
     LADDER,
+    SEMI_SUPERVISED,
     CheckpointConfig,
     Config,
+    ConsistencyConfig,
     CurveConfig,
     DataConfig,
     HeadConfig,
@@ -30,6 +32,28 @@ from flaxhead.config import (
     TrainConfig,
 )
 from flaxhead.data import Dataset, Embeddings, arrays
+from flaxhead.distillation import distill
+from flaxhead.ensembles import (
+    averaged,
+    bagging,
+    batch_ensemble,
+    boosted,
+    boosting,
+    ensemble,
+    fold_linear,
+    greedy_selection,
+    greedy_soup,
+    mc_dropout,
+    members,
+    pool_logits,
+    pool_probabilities,
+    snapshots,
+    soup,
+    soups,
+    stacked,
+    stacking,
+    uncertainty,
+)
 from flaxhead.entry import fit
 from flaxhead.fit import cross_fit, seeds, sweep, train
 from flaxhead.heads import (
@@ -58,23 +82,26 @@ from flaxhead.losses import (
     softmax_focal,
 )
 from flaxhead.metrics import METRICS, evaluate
-from flaxhead.objectives import supervised
+from flaxhead.objectives import CONSISTENCY, consistency, supervised, with_view
 from flaxhead.optim import OPTIMIZERS, SCHEDULES, optimizer
-from flaxhead.semi_supervised import with_graph
+from flaxhead.semi_supervised import guard, self_train, vote, with_graph
 from flaxhead.step import learner
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "CONSISTENCY",
     "HEADS",
     "LADDER",
     "LOSSES",
     "METRICS",
     "OPTIMIZERS",
     "SCHEDULES",
+    "SEMI_SUPERVISED",
     "Batch",
     "CheckpointConfig",
     "Config",
+    "ConsistencyConfig",
     "CurveConfig",
     "DataConfig",
     "Dataset",
@@ -100,33 +127,58 @@ __all__ = [
     "View",
     "arrays",
     "attach",
+    "averaged",
+    "bagging",
+    "batch_ensemble",
+    "boosted",
+    "boosting",
     "class_weighted",
+    "consistency",
     "cosine",
     "cross_fit",
+    "distill",
+    "ensemble",
     "evaluate",
     "extend_classes",
     "fit",
+    "fold_linear",
     "from_linen",
     "from_nnx",
+    "greedy_selection",
+    "greedy_soup",
+    "guard",
     "l2_normalize",
     "label_smoothing",
     "learner",
     "linear",
     "load",
+    "mc_dropout",
+    "members",
     "mlp",
     "optimizer",
     "pool",
+    "pool_logits",
+    "pool_probabilities",
     "replace_classes",
     "run",
     "seeds",
+    "self_train",
     "sigmoid_binary_cross_entropy",
     "sigmoid_focal",
+    "snapshots",
     "softmax_cross_entropy",
     "softmax_focal",
+    "soup",
+    "soups",
+    "stacked",
+    "stacking",
     "standardize",
     "statistics",
     "supervised",
     "sweep",
     "train",
+    "uncertainty",
+    "vote",
     "with_graph",
+    "with_view",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import itertools
 import math
 from collections.abc import Callable
@@ -14,9 +15,17 @@ import numpy as np
 from flaxhead import folds, heads, losses, optim, solvers
 from flaxhead.base import Array, Fit, Head, Hyperparameters, Learner, Loss, PyTree
 from flaxhead.config import Config, HeadConfig
-from flaxhead.fit import train
+from flaxhead.distillation import distill
+from flaxhead.ensembles import ensemble
+from flaxhead.fit import seeds, train
 from flaxhead.metrics import METRICS, Output
-from flaxhead.objectives import supervised
+from flaxhead.objectives import (
+    CONSISTENCY,
+    chain,
+    feature_dropout,
+    noise,
+    supervised,
+)
 from flaxhead.semi_supervised import with_graph
 from flaxhead.step import learner
 
@@ -24,7 +33,10 @@ NORMALIZATIONS = ("none", "l2", "standardize")
 RULES = ("best", "one_standard_error")
 SPLITS = ("batch", "candidates")
 PRECISIONS = ("default", "high", "highest")
+CLASS_WEIGHTS = ("none", "balanced", "effective_number")
 WHOLE = (0.0, 1.0)
+LEARNED_POOLINGS = (*heads.ATTENTIONS, "gem", "mix_layers")
+"""Poolings that have parameters, trained with those of the head."""
 SOLVED = {
     "nearest_mean": (),
     "lda": ("shrinkage",),
@@ -43,6 +55,7 @@ SHARED = frozenset(SOLVED) - {"semi_supervised"}
 _PASSES = 30
 _LEAST_STEPS = 300  # of gradient descent, however few the rows
 _SWEPT = ("learning_rate", "weight_decay", "label_smoothing", "dropout")
+_TERM = "consistency_weight"
 
 
 def check(config: Config) -> None:
@@ -58,7 +71,7 @@ def check(config: Config) -> None:
         where = f"heads.{number}"
         _one_of(f"{where}.name", head.name, (*heads.HEADS, *SOLVED))
         _one_of(f"{where}.normalization", head.normalization, NORMALIZATIONS)
-        _one_of(f"{where}.pool", head.pool, ("none", *heads.POOLINGS))
+        _check_pool(where, head)
         _one_of(f"{where}.activation", head.activation, heads.ACTIVATIONS)
         _within(f"{where}.dropout", head.dropout, 0, 1)
         if len(head.columns) != 2 or not 0 <= head.columns[0] < head.columns[1] <= 1:
@@ -70,6 +83,7 @@ def check(config: Config) -> None:
         _at_least(f"{where}.depth", head.depth, 1)
         _above(f"{where}.scale", head.scale, 0)
         _above(f"{where}.tolerance", head.tolerance, 0)
+        _check_members(where, head)
         _one_of(f"{where}.metric", head.metric, solvers.PROTOTYPE_HEADS)
         _each_above(f"{where}.C", head.C, 0)
         _each_above(f"{where}.alpha", head.alpha, 0)
@@ -79,12 +93,13 @@ def check(config: Config) -> None:
             _within(f"{where}.shrinkage", head.shrinkage, 0, 1 + 1e-9)
     _one_of("loss.name", config.loss.name, ("auto", *losses.LOSSES))
     _within("loss.label_smoothing", config.loss.label_smoothing, 0, 1)
-    _at_least("loss.focal_gamma", config.loss.focal_gamma, 0)
+    _check_loss(config)
     if isinstance(config.loss.class_weights, str):
-        _one_of("loss.class_weights", config.loss.class_weights, ("none", "balanced"))
+        _one_of("loss.class_weights", config.loss.class_weights, CLASS_WEIGHTS)
     else:
         for name, weight in config.loss.class_weights.items():
             _at_least(f"loss.class_weights of {name!r}", weight, 0)
+    _check_consistency(config)
     _one_of("optimizer.name", optimizer.name, optim.OPTIMIZERS)
     _one_of("optimizer.schedule", optimizer.schedule, optim.SCHEDULES)
     _within("optimizer.learning_rate", optimizer.learning_rate, 0, np.inf)
@@ -117,14 +132,20 @@ def output(config: Config, task: str) -> Output:
     """Returns how logits become probabilities, `softmax` or `sigmoid`.
 
     Raises:
-      ValueError: a softmax loss for several labels a row.
+      ValueError: a softmax loss for several labels a row, or logits adjusted by the
+        shares of classes that don't exclude each other.
     """
     name = _loss_name(config, task)
-    kind: Output = "softmax" if name.startswith("softmax") else "sigmoid"
+    kind: Output = "sigmoid" if name in losses.SIGMOID else "softmax"
     if task == "multilabel" and kind == "softmax":
         raise ValueError(
             f"loss.name is {name!r}, which knows one label a row, and the data has"
             " several; use a sigmoid loss, or 'auto'"
+        )
+    if kind == "sigmoid" and config.loss.logit_adjustment:
+        raise ValueError(
+            f"loss.logit_adjustment is {config.loss.logit_adjustment}, which is for "
+            f"classes that exclude each other, and loss.name is {name!r}; set it to 0"
         )
     return kind
 
@@ -151,9 +172,10 @@ def grid(config: Config, head: HeadConfig, batch_size: int) -> list[dict[str, fl
         config.optimizer.weight_decay,
         config.loss.label_smoothing,
         head.dropout,
+        *((config.consistency.weight,) if _consistent(config, head) else ()),
         config.train.seeds,
     )
-    names = (*_SWEPT, "seed")
+    names = (*_SWEPT, *((_TERM,) if _consistent(config, head) else ()), "seed")
     return [dict(zip(names, one, strict=True)) for one in itertools.product(*values)]
 
 
@@ -174,12 +196,14 @@ def swept(candidates: list[dict[str, float]]) -> dict[str, np.ndarray]:
     One that is 0 in every candidate is left out: the program then lacks it altogether.
     """
     columns = {
-        name: np.array([one[name] for one in candidates], np.float32) for name in _SWEPT
+        name: np.array([one[name] for one in candidates], np.float32)
+        for name in candidates[0]
+        if name != "seed"
     }
     return {
         name: column
         for name, column in columns.items()
-        if name == "learning_rate" or column.any()
+        if name in ("learning_rate", _TERM) or column.any()
     }
 
 
@@ -200,6 +224,30 @@ def make_head(
 
 def bare_head(head: HeadConfig, *, classes: int, dropout: float | Array = 0.0) -> Head:
     """Builds the part of a head that has parameters, on what `features` returns."""
+    made = _member(head, classes=classes, dropout=dropout)
+    if head.members == 1 or head.distill:
+        return made
+    return ensemble(made, head.members)
+
+
+def _member(head: HeadConfig, *, classes: int, dropout: float | Array = 0.0) -> Head:
+    """Builds one of the members, if there are several."""
+    made = _head_of_vectors(head, classes=classes, dropout=dropout)
+    if head.pool in heads.ATTENTIONS:
+        return heads.attention_pool(
+            made,
+            kind=head.pool,
+            queries=head.pool_queries,
+            heads=head.pool_heads,
+            width=head.pool_width,
+        )
+    if head.pool == "gem":
+        return heads.gem(made)
+    return heads.mix_layers(made) if head.pool == "mix_layers" else made
+
+
+def _head_of_vectors(head: HeadConfig, *, classes: int, dropout: float | Array) -> Head:
+    """Builds a head on one vector a row."""
     if head.name == "mlp":
         return heads.mlp(
             classes,
@@ -263,7 +311,13 @@ def _on_features(made: Head, head: HeadConfig, statistics: PyTree) -> Head:
         made = heads.preprocess(
             made, lambda x: heads.map_values(lambda values: part(head, values), x)
         )
-    return made if head.pool == "none" else heads.pool(made, head.pool)
+    how = _fixed_pool(head)
+    return made if how == "none" else heads.pool(made, how)
+
+
+def _fixed_pool(head: HeadConfig) -> str:
+    """The pooling that comes before everything else, as it has no parameters."""
+    return "none" if head.pool in LEARNED_POOLINGS else head.pool
 
 
 def part(head: HeadConfig, values: Any) -> Any:
@@ -281,6 +335,7 @@ def make_fit(
     rows: int,
     class_weights: np.ndarray | None,
     axis: str | None,
+    class_counts: np.ndarray | None = None,
 ) -> Fit:
     """Builds the whole fit of a head on what `features` returns.
 
@@ -292,9 +347,43 @@ def make_fit(
       rows: how many rows there are, from which steps follow.
       class_weights: `[classes]`, or None.
       axis: the device axis over which rows are shared, for a solved head.
+      class_counts: `[classes]`, rows of each, for the losses that go by them.
     """
+    fit = _fit_of_one(
+        config,
+        head,
+        task=task,
+        classes=classes,
+        rows=rows,
+        class_weights=class_weights,
+        axis=axis,
+        class_counts=class_counts,
+    )
+    own = _member(head, classes=classes)
+    if head.graph or head.name == "semi_supervised":
+        fit = with_graph(fit, own, classes=classes)
+    if head.members == 1:
+        return fit
+    several = seeds(fit, head.members)
+    if head.distill:
+        return distill(several, ensemble(own, head.members), fit, classes=classes)
+    return several
+
+
+def _fit_of_one(
+    config: Config,
+    head: HeadConfig,
+    *,
+    task: str,
+    classes: int,
+    rows: int,
+    class_weights: np.ndarray | None,
+    axis: str | None,
+    class_counts: np.ndarray | None,
+) -> Fit:
+    """Builds the fit of one member to the rows that have a label."""
     kind = output(config, task)
-    if head.name == "logistic":
+    if head.name in ("logistic", "semi_supervised"):
         return solvers.logistic(
             classes,
             output=kind,
@@ -302,11 +391,6 @@ def make_fit(
             class_weights=class_weights,
             axis=axis,
         )
-    if head.name == "semi_supervised":
-        fit = solvers.logistic(
-            classes, tolerance=head.tolerance, class_weights=class_weights
-        )
-        return with_graph(fit, heads.linear(classes), classes=classes)
     if head.name == "ridge":
         return solvers.ridge(
             classes, output=kind, class_weights=class_weights, axis=axis
@@ -321,7 +405,9 @@ def make_fit(
 
     size = min(config.train.batch_size, rows)
     steps = count_steps(config, rows)
-    plain = dataclasses.replace(head, normalization="none", pool="none", columns=WHOLE)
+    plain = dataclasses.replace(head, normalization="none", columns=WHOLE, members=1)
+    if _fixed_pool(head) != "none":
+        plain = dataclasses.replace(plain, pool="none")
 
     def make(hyperparameters: Hyperparameters) -> Learner:
         return make_learner(
@@ -334,9 +420,12 @@ def make_fit(
             hyperparameters=hyperparameters,
             statistics=(),
             axis=None,
+            class_counts=class_counts,
+            rows=rows,
         )
 
-    return train(make, steps=steps, batch_size=size)
+    more = unlabelled_rows(config, head, size)
+    return train(make, steps=steps, batch_size=size, unlabelled=more)
 
 
 def make_loss(
@@ -345,15 +434,42 @@ def make_loss(
     task: str,
     class_weights: Array | np.ndarray | None = None,
     label_smoothing: float | Array = 0.0,
+    class_counts: np.ndarray | None = None,
 ) -> Loss:
     """Builds the loss; class weights are outermost, so smoothing never sees them."""
-    made = losses.LOSSES[_loss_name(config, task)](config.loss.focal_gamma)
+    loss = config.loss
+    numbers = {
+        "gamma": loss.focal_gamma,
+        "q": loss.generalized_q,
+        "alpha": loss.symmetric_alpha,
+        "beta": loss.symmetric_beta,
+        "counts": class_counts,
+        "max_margin": loss.ldam_margin,
+        "scale": loss.ldam_scale,
+        "gamma_positive": loss.asymmetric_positive,
+        "gamma_negative": loss.asymmetric_negative,
+        "clip": loss.asymmetric_clip,
+    }
+    factory = losses.LOSSES[_loss_name(config, task)]
+    made = factory(
+        **{name: numbers[name] for name in inspect.signature(factory).parameters}
+    )
+    if loss.logit_adjustment:
+        assert class_counts is not None
+        made = losses.logit_adjusted(made, class_counts, loss.logit_adjustment)
     independent = output(config, task) == "sigmoid"
     made = losses.label_smoothing(made, label_smoothing, multilabel=independent)
     if class_weights is not None:
         several = task == "multilabel"
         made = losses.class_weighted(made, class_weights, multilabel=several)
     return made
+
+
+def uses_counts(config: Config, task: str) -> bool:
+    """Whether a loss goes by how many rows each class has."""
+    factory = losses.LOSSES[_loss_name(config, task)]
+    by_name = "counts" in inspect.signature(factory).parameters
+    return by_name or bool(config.loss.logit_adjustment)
 
 
 def make_learner(
@@ -367,6 +483,8 @@ def make_learner(
     hyperparameters: Hyperparameters,
     statistics: PyTree,
     axis: str | None,
+    class_counts: np.ndarray | None = None,
+    rows: int = 0,
 ) -> Learner:
     """Builds the learner of one candidate; called inside the traced program."""
     made_head = make_head(
@@ -380,6 +498,7 @@ def make_learner(
         task=task,
         class_weights=class_weights,
         label_smoothing=hyperparameters.get("label_smoothing", 0.0),
+        class_counts=class_counts,
     )
     tx = optim.optimizer(
         config.optimizer.name,
@@ -392,25 +511,55 @@ def make_learner(
         warmup_fraction=config.optimizer.warmup_fraction,
         clip_norm=config.optimizer.clip_norm,
     )
-    return learner(made_head, supervised(made_head, loss), tx, axis=axis)
+    objective = supervised(made_head, loss)
+    if _consistent(config, head):
+        asked = config.consistency
+        weak, strong = (
+            chain(noise(scale, axis=axis), feature_dropout(rate))
+            for scale, rate in zip(asked.noise, asked.feature_dropout, strict=True)
+        )
+        term = CONSISTENCY[asked.method](
+            made_head, classes=classes, views=(weak, strong), rows=rows, axis=axis
+        )
+        objective = objective + hyperparameters[_TERM] * term
+    return learner(made_head, objective, tx, axis=axis)
 
 
 def untouched(head: HeadConfig) -> bool:
     """Whether a head's parameters see the embeddings as they are."""
     return (
-        head.normalization == "none" and head.pool == "none" and head.columns == WHOLE
+        head.normalization == "none"
+        and _fixed_pool(head) == "none"
+        and head.columns == WHOLE
     )
 
 
 def searched(config: Config) -> bool:
     """Whether whole fits are compared, and not the steps of gradient descent."""
-    solved = any(head.name in SOLVED for head in config.heads)
-    return solved or by_folds(config) or bool(config.curve.shots)
+    whole = any(
+        head.name in SOLVED or head.members > 1 or head.graph for head in config.heads
+    )
+    return whole or by_folds(config) or bool(config.curve.shots)
 
 
-def keeps_unlabelled(configs: tuple[HeadConfig, ...]) -> bool:
+def keeps_unlabelled(config: Config) -> bool:
     """Whether some head learns from rows without a label."""
-    return any(head.name == "semi_supervised" for head in configs)
+    return any(
+        head.name == "semi_supervised"
+        or head.graph
+        or head.distill
+        or _consistent(config, head)
+        for head in config.heads
+    )
+
+
+def unlabelled_rows(config: Config, head: HeadConfig, batch_size: int) -> int:
+    """Returns how many rows without a label a step of gradient descent sees."""
+    return config.consistency.ratio * batch_size if _consistent(config, head) else 0
+
+
+def _consistent(config: Config, head: HeadConfig) -> bool:
+    return config.consistency.method != "none" and head.name not in SOLVED
 
 
 def by_folds(config: Config) -> bool:
@@ -441,6 +590,25 @@ def _one_of(name: str, value: str, allowed: Any) -> None:
         )
 
 
+def _check_pool(where: str, head: HeadConfig) -> None:
+    _one_of(f"{where}.pool", head.pool, ("none", *heads.POOLINGS, *LEARNED_POOLINGS))
+    if head.pool in LEARNED_POOLINGS and head.name in SOLVED:
+        raise ValueError(
+            f"{where}.pool is {head.pool!r}, which is trained with its head, and "
+            f"{head.name!r} is solved; expected one of {', '.join(heads.POOLINGS)}, or "
+            f"as the head one of {', '.join(heads.HEADS)}"
+        )
+    _at_least(f"{where}.pool_queries", head.pool_queries, 1)
+    _at_least(f"{where}.pool_heads", head.pool_heads, 1)
+    _at_least(f"{where}.pool_width", head.pool_width, 1)
+    headless = head.pool in heads.ATTENTIONS and head.pool not in heads.MULTI_HEAD
+    if head.pool_heads > 1 and headless:
+        raise ValueError(
+            f"{where}.pool_heads is {head.pool_heads}, but {head.pool!r} attention has "
+            f"no heads; expected 1, or as the pool one of {', '.join(heads.MULTI_HEAD)}"
+        )
+
+
 def _within(name: str, values: tuple[float, ...], low: float, high: float) -> None:
     if not values or not all(low <= value < high for value in values):
         raise ValueError(
@@ -460,6 +628,64 @@ def _each_above(name: str, values: tuple[float, ...], low: float) -> None:
     if not values or not all(low < value < np.inf for value in values):
         raise ValueError(
             f"{name} is {values}; expected one or more finite numbers above {low}"
+        )
+
+
+def _check_members(where: str, head: HeadConfig) -> None:
+    _at_least(f"{where}.members", head.members, 1)
+    if head.members > 1 and head.name in SOLVED:
+        raise ValueError(
+            f"{where}.members is {head.members}, but {head.name!r} is solved, and each "
+            f"would be the same; expected 1, or one of {', '.join(heads.HEADS)}"
+        )
+    if head.distill and head.members == 1:
+        raise ValueError(
+            f"{where}.distill is True, but there is one member and nothing to distill; "
+            f"set {where}.members above 1"
+        )
+    if head.graph and head.name in SOLVED and head.name != "logistic":
+        raise ValueError(
+            f"{where}.graph is True, but {head.name!r} is not fitted to soft labels; "
+            f"expected logistic, or one of {', '.join(heads.HEADS)}"
+        )
+
+
+def _check_consistency(config: Config) -> None:
+    asked = config.consistency
+    _one_of("consistency.method", asked.method, ("none", *CONSISTENCY))
+    _at_least("consistency.ratio", asked.ratio, 1)
+    _within("consistency.weight", asked.weight, 0, np.inf)
+    for name, high in (("noise", np.inf), ("feature_dropout", 1)):
+        values = getattr(asked, name)
+        _within(f"consistency.{name}", values, 0, high)
+        if len(values) != 2:
+            raise ValueError(
+                f"consistency.{name} is {values}; expected two numbers, of the weak "
+                "and of the strong view"
+            )
+
+
+def _check_loss(config: Config) -> None:
+    loss = config.loss
+    for name in (
+        "focal_gamma",
+        "generalized_q",
+        "symmetric_alpha",
+        "symmetric_beta",
+        "ldam_margin",
+        "ldam_scale",
+        "asymmetric_positive",
+        "asymmetric_negative",
+        "logit_adjustment",
+    ):
+        _at_least(f"loss.{name}", getattr(loss, name), 0)
+    _within("loss.asymmetric_clip", (loss.asymmetric_clip,), 0, 1)
+    _within("loss.effective_number_beta", (loss.effective_number_beta,), 0, 1)
+    if loss.logit_adjustment and all(head.name in SOLVED for head in config.heads):
+        raise ValueError(
+            f"loss.logit_adjustment is {loss.logit_adjustment}, but heads are solved "
+            "and not trained with this loss; use 'linear', or move the bias of a head "
+            "with flaxhead.priors.with_prior"
         )
 
 

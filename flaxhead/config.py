@@ -32,6 +32,12 @@ class DataConfig:
     unlabelled: str = "error"
     """What rows with label -1 or empty do in training: `error`, `drop`, or `keep` as
     rows that semi-supervised heads learn from."""
+    label_noise: float = 0.0
+    """Share of the training rows whose label is replaced by another one, to see what
+    wrong labels do."""
+    imbalance: float = 0.0
+    """If not 0, training rows are left out until the largest class has so many times
+    the rows of the smallest, others in between, to see what rare classes do."""
     allow_unseen: bool = False
     """Accept classes in `val` or `test` that `train` lacks, and report them apart."""
     embeddings_field: str = ""
@@ -56,7 +62,15 @@ class HeadConfig:
     normalization: str = "none"
     """`none`, `l2`, or `standardize` (by the training rows)."""
     pool: str = "none"
-    """How tokens become one vector: `none`, `mean`, `max` or `cls`."""
+    """How tokens become one vector: `none`, `mean`, `max` or `cls`; or trained with the
+    head: attention, `query`, `map`, `multi_query` or `gated`, or `gem`, or `mix_layers`
+    where tokens are layers. A trained one sees tokens that are normalised already."""
+    pool_queries: int = 1
+    """Learned queries (attention)."""
+    pool_heads: int = 1
+    """Attention heads of each query (`query`, `map`)."""
+    pool_width: int = 128
+    """Hidden units of the attention (`gated`, `map`)."""
     width: int = 256
     """Hidden units of each layer (`mlp`)."""
     depth: int = 1
@@ -85,11 +99,22 @@ class HeadConfig:
     """Numbers of neighbours to try (`knn`)."""
     temperature: tuple[float, ...] = (0.07,)
     """Temperatures of the neighbours' votes to try (`knn`)."""
+    members: int = 1
+    """Heads of other seeds whose probabilities are averaged: an ensemble, if above 1
+    (`linear`, `mlp`, `cosine`)."""
+    graph: bool = False
+    """Fit it to what it says together with a graph of nearest rows, which rows without
+    a label are part of (`logistic`, `linear`, `mlp`, `cosine`)."""
+    distill: bool = False
+    """Ship one head, fitted to what the members say of the rows without a label."""
     tolerance: float = 1e-7
     """How far the objective may be above its minimum, relative to it, or, along a path
     of `C`, to that of a head that knows nothing where that is more; by an estimate that
     can be tens of times too small (`logistic`)."""
 
+
+SEMI_SUPERVISED = (HeadConfig("logistic"), HeadConfig("semi_supervised"))
+"""With the rows that have no label and without: the better one wins."""
 
 LADDER = (
     HeadConfig("nearest_mean"),
@@ -106,14 +131,57 @@ class LossConfig:
     """What is minimised over the labelled rows."""
 
     name: str = "auto"
-    """`softmax_cross_entropy`, `sigmoid_binary_cross_entropy`, `softmax_focal`,
-    `sigmoid_focal`, or `auto`: the first of its task."""
+    """Of one class a row: `softmax_cross_entropy`, `softmax_focal`; where labels may be
+    wrong `generalized_cross_entropy`, `symmetric_cross_entropy`; where some classes are
+    rare `balanced_softmax`, `ldam`. Of several labels a row:
+    `sigmoid_binary_cross_entropy`, `sigmoid_focal`, `asymmetric`. Or `auto`: the
+    cross-entropy of its task."""
     label_smoothing: tuple[float, ...] = (0.0,)
     """Label smoothing values to try."""
     focal_gamma: float = 2.0
     """Exponent of the focal losses."""
+    generalized_q: float = 0.7
+    """From 0, the cross-entropy, to 1, the mean absolute error
+    (`generalized_cross_entropy`)."""
+    symmetric_alpha: float = 0.1
+    """Factor of the cross-entropy (`symmetric_cross_entropy`)."""
+    symmetric_beta: float = 1.0
+    """Factor of the reverse cross-entropy (`symmetric_cross_entropy`)."""
+    ldam_margin: float = 0.5
+    """Margin of the rarest class, in logits (`ldam`)."""
+    ldam_scale: float = 30.0
+    """Multiplier of the logits in the loss (`ldam`)."""
+    asymmetric_positive: float = 0.0
+    """Exponent where a label is on (`asymmetric`)."""
+    asymmetric_negative: float = 4.0
+    """Exponent where a label is off (`asymmetric`)."""
+    asymmetric_clip: float = 0.05
+    """Probability below which a label that is off costs nothing (`asymmetric`)."""
+    logit_adjustment: float = 0.0
+    """How much of the log of each class's share of the training rows is added to its
+    logit in the loss; 1: for balanced accuracy, 0: none. Solved heads don't."""
     class_weights: str | dict[str, float] = "none"
-    """`none`, `balanced`, or `{"class name": weight}` (1 where not named)."""
+    """`none`, `balanced`, `effective_number`, or `{"class name": weight}` (1 where not
+    named)."""
+    effective_number_beta: float = 0.999
+    """How slowly further rows of a class count for less (`effective_number`)."""
+
+
+@dataclass(frozen=True)
+class ConsistencyConfig:
+    """What trained heads learn from rows without a label, beside the loss."""
+
+    method: str = "none"
+    """`none`, or a name of `flaxhead.CONSISTENCY`, such as `fixmatch`."""
+    weight: tuple[float, ...] = (1.0,)
+    """Factors of that term to try."""
+    ratio: int = 4
+    """Rows without a label for each of the `batch_size` labelled ones of a step."""
+    noise: tuple[float, float] = (0.0, 0.5)
+    """Noise of the weak and of the strong view, in standard deviations of each feature.
+    """
+    feature_dropout: tuple[float, float] = (0.0, 0.2)
+    """Share of the features that the weak and the strong view lose."""
 
 
 @dataclass(frozen=True)
@@ -219,6 +287,7 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     heads: tuple[HeadConfig, ...] = (HeadConfig(),)
     loss: LossConfig = field(default_factory=LossConfig)
+    consistency: ConsistencyConfig = field(default_factory=ConsistencyConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     selection: SelectionConfig = field(default_factory=SelectionConfig)

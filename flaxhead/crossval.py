@@ -216,7 +216,7 @@ def cut(
         where=present,
     )
     folds = int(fold.max()) + 1
-    if build.keeps_unlabelled(config.heads):
+    if build.keeps_unlabelled(config):
         fold[present & unlabelled(np.asarray(rows.labels))] = folds  # in every fit
     return fold, folds
 
@@ -398,7 +398,7 @@ def learning_curve(
       candidates, and `short`, how many rows each class has that has fewer.
     """
     curve, seed = question.config.curve, question.config.data.seed
-    semi = build.keeps_unlabelled(question.config.heads)
+    semi = build.keeps_unlabelled(question.config)
     labels, present = chosen_by.rows.labels, np.asarray(chosen_by.rows.weights) > 0
     told = []
     for place, k in enumerate(curve.shots):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from flaxhead import build
 from flaxhead.bundle import LoadedHead, load
 from flaxhead.config import (
     LADDER,
+    SEMI_SUPERVISED,
     Config,
     DataConfig,
     HeadConfig,
@@ -50,6 +52,8 @@ def fit(
       labels: `[rows]` names or integers (a class each), or `[rows, classes]`.
       heads: `auto` (nearest mean, ridge, logistic regression, MLP: the simplest within
         one standard error of the best), the name of one head, or settings of heads.
+        `semi_supervised` is logistic regression with a graph of all rows and without:
+        rows of label -1 are those to learn from.
       weights: `[rows]`, 0 or more; None: all 1.
       groups: `[rows]`; the rows of a group, such as a patient, stay in one fold.
       class_names: what integer labels stand for.
@@ -81,11 +85,11 @@ def fit(
     elif not isinstance(heads, str):
         ladder = tuple(heads)
     elif heads != "auto":
-        ladder = (HeadConfig(heads),)
+        pair = heads == "semi_supervised"
+        ladder = SEMI_SUPERVISED if pair else (HeadConfig(heads),)
     config = Config(
         data=DataConfig(
             source="arrays",
-            unlabelled="keep" if build.keeps_unlabelled(ladder) else "error",
             val_fraction=0.0,
             test_fraction=0.0,
             seed=seed,
@@ -100,6 +104,8 @@ def fit(
             fold_by="stratified" if groups is None else "grouped",
         ),
     )
+    if build.keeps_unlabelled(config):
+        config = replace(config, data=replace(config.data, unlabelled="keep"))
     given = {
         "embeddings": embeddings,
         "labels": labels,

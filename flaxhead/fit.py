@@ -9,14 +9,38 @@ from flaxhead.base import (
     Array,
     Batch,
     Fit,
+    Head,
     Hyperparameters,
     MakeLearner,
     Params,
 )
-from flaxhead.sampling import batch_rows
+from flaxhead.sampling import batch_rows, labelled_first, mixed_rows
 
 
-def train(make_learner: MakeLearner, *, steps: int, batch_size: int) -> Fit:
+def known(data: Batch, weights: Array) -> Array:
+    """Returns `bool [rows]`, the rows whose label a fit may read."""
+    labels = data.labels
+    given = labels >= 0 if labels.ndim == 1 else ~jnp.any(jnp.isnan(labels), axis=1)
+    return given & (data.weights * weights > 0)
+
+
+def hide(data: Batch, weights: Array) -> Batch:
+    """Returns the rows with no label but those that a fit may read, and their weights.
+
+    A row that `weights` leave out while `data` has it stays, with its weight in `data`.
+    """
+    labelled = known(data, weights)
+    if data.labels.ndim == 1:
+        labels = jnp.where(labelled, data.labels, -1)
+    else:
+        labels = jnp.where(labelled[:, None], data.labels, jnp.nan)
+    own = data.weights * jnp.where(labelled, weights, 1)
+    return data._replace(labels=labels, weights=own)
+
+
+def train(
+    make_learner: MakeLearner, *, steps: int, batch_size: int, unlabelled: int = 0
+) -> Fit:
     """Returns a training run of so many steps as one `lax.scan`.
 
     Args:
@@ -24,6 +48,9 @@ def train(make_learner: MakeLearner, *, steps: int, batch_size: int) -> Fit:
         that one program serves every value of the hyperparameters.
       steps: optimisation steps.
       batch_size: rows a step; all rows if there are fewer.
+      unlabelled: how many rows without a label come with these, each step, for
+        objectives that learn from them. If not 0, `batch_size` counts labelled rows,
+        and rows that `weights` leave out while `data` has them have no label.
 
     Returns:
       `(data, weights, hyperparameters, key) -> params`. Weights multiply those of
@@ -52,10 +79,21 @@ def train(make_learner: MakeLearner, *, steps: int, batch_size: int) -> Fit:
         learner = make_learner(hyperparameters)
         rows = data.labels.shape[0]
         size = min(batch_size, rows)
-        data = data._replace(weights=data.weights * weights)
         state_key, order_key = jax.random.split(key)
+        if unlabelled:
+            data = hide(data, weights)
+            order = labelled_first(data.labels, data.weights)
+        else:
+            data, order = data._replace(weights=data.weights * weights), None
 
         def batch(step: Array) -> Batch:
+            if order is not None:
+                sizes = size, unlabelled
+                index, there = mixed_rows(
+                    order_key, step, order, sizes, jnp.arange(sum(sizes))
+                )
+                rows_of = jax.tree.map(lambda leaf: leaf[index], data)
+                return rows_of._replace(weights=jnp.where(there, rows_of.weights, 0))
             index = batch_rows(
                 order_key,
                 step.astype(jnp.uint32) * jnp.uint32(size),
@@ -137,5 +175,55 @@ def cross_fit(fit: Fit, fold: Array, *, folds: int) -> Fit:
         return jax.vmap(fit, in_axes=(None, 0, None, None))(
             data, jnp.where(inside, weights, 0), hyperparameters, key
         )
+
+    return run
+
+
+def deal(labels: Array, index: Array, folds: int, key: Array) -> Array:
+    """Deals the rows of each class out to folds, at random; for `cross_fit`.
+
+    Args:
+      labels: `int32 [rows]`; rows of a negative number are in every fit.
+      index: `int32 [rows]`, a number of its own for each row.
+      folds: how many there are.
+      key: of the draw, in which a row's part hangs on its number alone.
+
+    >>> labels = jnp.array([0, 0, 1, 1, -1])
+    >>> fold = deal(labels, jnp.arange(5), 2, jax.random.key(0))
+    >>> sorted(fold[:2].tolist()), sorted(fold[2:4].tolist()), int(fold[4])
+    ([0, 1], [0, 1], 2)
+    """
+    keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, index)
+    draw = jax.vmap(jax.random.bits)(keys)
+    order = jnp.lexsort((draw, labels))
+    unlabelled = jnp.sum(labels < 0)
+    dealt = (jnp.arange(len(labels)) - unlabelled) % folds
+    fold = jnp.zeros_like(labels).at[order].set(dealt)
+    return jnp.where(labels >= 0, fold, folds)
+
+
+def out_of_fold(fit: Fit, head: Head, fold: Array, *, folds: int) -> Fit:
+    """Returns the logits `[rows, classes]` of each row by the fit without its fold.
+
+    Args:
+      fit: of the head.
+      head: whose parameters it finds.
+      fold: as for `cross_fit`; rows in every fit get the logits of one of them.
+      folds: how many there are.
+
+    >>> from flaxhead.heads import linear
+    >>> from flaxhead.solvers import ridge
+    >>> data = Batch(jnp.eye(4), jnp.array([0, 1, 0, 1]), jnp.ones(4), jnp.arange(4))
+    >>> run = out_of_fold(ridge(2), linear(2), jnp.array([0, 0, 1, 1]), folds=2)
+    >>> run(data, jnp.ones(4), {"alpha": jnp.ones(())}, jax.random.key(0)).shape
+    (4, 2)
+    """
+
+    def run(
+        data: Batch, weights: Array, hyperparameters: Hyperparameters, key: Array
+    ) -> Params:
+        params = cross_fit(fit, fold, folds=folds)(data, weights, hyperparameters, key)
+        logits = jax.vmap(head.apply, in_axes=(0, None))(params, data.x)
+        return jnp.take_along_axis(logits, (fold % folds)[None, :, None], axis=0)[0]
 
     return run

@@ -75,10 +75,26 @@ def knn_graph(
         return jnp.where(weights[row] > 0, jnp.maximum(best, 0), 0), found[place]
 
     similarity, neighbours = lax.map(one, jnp.arange(rows), batch_size=_ROWS_AT_ONCE)
-    own = similarity**power
-    degrees = jnp.sum(own, axis=1).at[neighbours].add(own)
-    root = jnp.sqrt(divisor(degrees))
-    return Graph(neighbours, own / root[:, None] / root[neighbours], degrees)
+    return _normalized(neighbours, similarity**power)
+
+
+def union(*graphs: Graph) -> Graph:
+    """Joins the edges of graphs over the same rows, each graph weighing the same.
+
+    Args:
+      graphs: of one type of row, as seen in several spaces for one.
+
+    >>> x = jnp.array([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0], [0.1, 1.0]])
+    >>> one = knn_graph(x, jnp.ones(4), k=1)
+    >>> union(one, knn_graph(x[::-1], jnp.ones(4), k=2)).neighbours.shape
+    (4, 3)
+    """
+    neighbours = jnp.concatenate([graph.neighbours for graph in graphs], axis=1)
+    own = []
+    for graph in graphs:
+        root = jnp.sqrt(graph.degrees / divisor(jnp.mean(graph.degrees)))
+        own.append(graph.weights * root[:, None] * root[graph.neighbours])
+    return _normalized(neighbours, jnp.concatenate(own, axis=1))
 
 
 def propagate(graph: Graph, values: Array) -> Array:
@@ -243,6 +259,32 @@ def balance(values: Array, prior: Array, weights: Array) -> Array:
     return lax.fori_loop(0, _BALANCING, turn, rows_to_one(values))
 
 
+def smooth(graph: Graph, probabilities: Array, *, alpha: float | Array = 0.95) -> Array:
+    """Averages the probabilities `[rows, classes]` of a head along the edges.
+
+    Args:
+      graph: over all rows.
+      probabilities: of every row.
+      alpha: how far, as for `spread`; 0 changes nothing.
+
+    >>> graph = knn_graph(jnp.array([[1.0, 0.0], [1.0, 0.1]]), jnp.ones(2), k=1)
+    >>> smooth(graph, jnp.array([[0.9, 0.1], [0.1, 0.9]])).round(2).tolist()
+    [[0.51, 0.49], [0.49, 0.51]]
+    """
+    spreaded = spread(graph, probabilities, alpha=alpha)
+    return spreaded / divisor(jnp.sum(spreaded, axis=1, keepdims=True))
+
+
+def mixture(*probabilities: Array, weights: Array | None = None) -> Array:
+    """Averages probabilities `[..., classes]`, by weights `[experts]` if there are any.
+
+    >>> own, other = jnp.array([0.5, 0.5]), jnp.array([0.0, 1.0])
+    >>> mixture(own, other, weights=jnp.array([3.0, 1.0])).tolist()
+    [0.375, 0.625]
+    """
+    return jnp.average(jnp.stack(probabilities), axis=0, weights=weights)
+
+
 def product_of_experts(*probabilities: Array) -> Array:
     """Multiplies probabilities `[..., classes]` and divides by their sum.
 
@@ -255,3 +297,9 @@ def product_of_experts(*probabilities: Array) -> Array:
     """
     tiny = jnp.finfo(jnp.float32).tiny
     return jax.nn.softmax(sum(jnp.log(jnp.maximum(p, tiny)) for p in probabilities))
+
+
+def _normalized(neighbours: Array, own: Array) -> Graph:
+    degrees = jnp.sum(own, axis=1).at[neighbours].add(own)
+    root = jnp.sqrt(divisor(degrees))
+    return Graph(neighbours, own / root[:, None] / root[neighbours], degrees)

@@ -18,10 +18,17 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from flaxhead import build, bundle, checkpoints, crossval, heads, parallel
+from flaxhead import build, bundle, checkpoints, crossval, heads, losses, parallel
 from flaxhead.base import Batch, Params
 from flaxhead.config import Config, HeadConfig
-from flaxhead.data import Dataset, Embeddings, fingerprint, load, to_batch
+from flaxhead.data import (
+    Dataset,
+    Embeddings,
+    concatenate,
+    fingerprint,
+    load,
+    to_batch,
+)
 from flaxhead.metrics import (
     METRICS,
     Output,
@@ -71,6 +78,7 @@ class _Plan(NamedTuple):
     steps: int
     evaluate_at: tuple[int, ...]
     class_weights: np.ndarray | None
+    class_counts: np.ndarray | None
 
 
 def run(
@@ -243,8 +251,19 @@ def _plan(config: Config, data: Dataset) -> _Plan:
     count = min(config.train.evaluations, steps)
     evaluate_at = tuple(steps * (i + 1) // count for i in range(count))
     parallel.choose_devices(config.train.devices)  # Refuses too many.
-    weights = _class_weights(config.loss.class_weights, data)
-    return _Plan(config, data, output, metric, batch_size, steps, evaluate_at, weights)
+    counts = _class_counts(data)
+    weights = _class_weights(config, data.class_names, counts)
+    return _Plan(
+        config,
+        data,
+        output,
+        metric,
+        batch_size,
+        steps,
+        evaluate_at,
+        class_weights=weights,
+        class_counts=counts if build.uses_counts(config, data.task) else None,
+    )
 
 
 def _claim(workdir: Path, config: Config, data: Dataset) -> None:
@@ -317,7 +336,7 @@ def _differences(old: Any, new: Any, name: str) -> list[str]:
 
 
 def _compile(plan: _Plan) -> list[_Sweep]:
-    train, val = to_batch(plan.data.train), to_batch(plan.data.val)
+    train, val = to_batch(_training_rows(plan)), to_batch(plan.data.val)
     rows = parallel.place_rows(train, devices=plan.config.train.devices)
     names = head_names(plan.config.heads)
     mean, std = heads.statistics(train.x, train.weights)
@@ -335,6 +354,14 @@ def _compile(plan: _Plan) -> list[_Sweep]:
         )
         sweeps.append(_Sweep(name, head, grid, problem, program, statistics))
     return sweeps
+
+
+def _training_rows(plan: _Plan) -> Embeddings:
+    """All rows to learn from: those without a label too, where some head does."""
+    data = plan.data
+    if data.unlabelled is None or not build.keeps_unlabelled(plan.config):
+        return data.train
+    return concatenate(data.train, data.unlabelled)
 
 
 def _problem(
@@ -359,6 +386,8 @@ def _problem(
             hyperparameters=hyperparameters,
             statistics=statistics,
             axis=axis,
+            class_counts=plan.class_counts,
+            rows=len(train.labels),
         )
 
     def make_head(statistics: Any):
@@ -378,13 +407,25 @@ def _problem(
         batch_size=plan.batch_size,
         steps=plan.steps,
         patience=config.train.patience,
+        unlabelled=build.unlabelled_rows(config, head, plan.batch_size),
     )
 
 
-def _class_weights(asked: str | dict[str, float], data: Dataset) -> np.ndarray | None:
+def _class_counts(data: Dataset) -> np.ndarray:
+    """How many training rows each class has, or the sum of their weights."""
+    labels, weights = data.train.labels, data.train.weights.astype(np.float64)
+    if labels.ndim == 1:
+        known = labels >= 0
+        return np.bincount(labels[known], weights[known], len(data.class_names))
+    return weights @ np.nan_to_num(labels)
+
+
+def _class_weights(
+    config: Config, names: tuple[str, ...], counts: np.ndarray
+) -> np.ndarray | None:
+    asked = config.loss.class_weights
     if asked == "none":
         return None
-    names = data.class_names
     if isinstance(asked, dict):
         unknown = sorted(set(asked) - set(names))
         if unknown:
@@ -394,11 +435,9 @@ def _class_weights(asked: str | dict[str, float], data: Dataset) -> np.ndarray |
                 + (", ..." if len(names) > 20 else "")
             )
         return np.array([asked.get(name, 1.0) for name in names], np.float32)
-    labels, weights = data.train.labels, data.train.weights.astype(np.float64)
-    if labels.ndim == 1:
-        counts = np.bincount(labels[labels >= 0], weights[labels >= 0], len(names))
-    else:
-        counts = weights @ np.nan_to_num(labels)
+    if asked == "effective_number":
+        beta = config.loss.effective_number_beta
+        return np.asarray(losses.effective_number_weights(counts, beta))
     present = counts > 0
     # As scikit-learn's "balanced"; a class without rows weighs nothing anyway.
     balanced = np.where(present, counts.sum() / np.maximum(counts, 1e-12), 0)
@@ -605,6 +644,7 @@ def _search(
         output=plan.output,
         metric=plan.metric,
         class_weights=plan.class_weights,
+        class_counts=plan.class_counts,
     )
 
     def tick(done: int, total: int, best: str, unit: str) -> None:

@@ -138,6 +138,129 @@ def optimizer(
     return optax.chain(*chain)
 
 
+def elastic_net(
+    l1: float | Array,
+    l2: float | Array = 0.0,
+    *,
+    learning_rate: float | Array | optax.Schedule,
+) -> optax.GradientTransformation:
+    r"""The proximal step of the penalty `l1 * |w|_1 + l2 / 2 * |w|^2`.
+
+    It comes last in a chain. Of the step's new kernels `w` it makes
+    \(\mathrm{sign}(w) \max(|w| - \eta\, l_1, 0) / (1 + \eta\, l_2)\), with the
+    learning rate \(\eta\): weights become exactly 0, which a gradient's steps never
+    reach. With `l2` 0 it is the lasso's. Biases and scales are left alone.
+
+    Source: Zou and Hastie, 2005, "Regularization and variable selection via the elastic
+    net"; Beck and Teboulle, 2009, "A fast iterative shrinkage-thresholding algorithm".
+
+    Args:
+      l1: of the absolute values; may be traced. 0, with `l2` 0, is the identity.
+      l2: of the squares; may be traced.
+      learning_rate: that of the chain before: a number, a traced scalar, or a schedule.
+
+    Returns:
+      An `optax.GradientTransformation`; `update` needs `params`.
+
+    Raises:
+      ValueError: if a penalty is a negative number.
+
+    >>> import jax.numpy as jnp
+    >>> tx = optax.chain(optax.sgd(0.5), elastic_net(1.0, learning_rate=0.5))
+    >>> params = {"kernel": jnp.array([[2.0, 0.25]])}
+    >>> still = {"kernel": jnp.zeros([1, 2])}
+    >>> updates, _ = tx.update(still, tx.init(params), params)
+    >>> optax.apply_updates(params, updates)["kernel"].tolist()
+    [[1.5, 0.0]]
+    """
+    for name, penalty in (("l1", l1), ("l2", l2)):
+        if isinstance(penalty, int | float) and penalty < 0:
+            raise ValueError(f"{name} of elastic_net is {penalty}: expected 0 or more")
+
+    def init(params: Params) -> PyTree:
+        del params
+        return optax.ScaleByScheduleState(jnp.zeros((), jnp.int32))
+
+    def update(
+        updates: Params, state: PyTree, params: Params | None = None
+    ) -> tuple[Params, PyTree]:
+        rate = learning_rate
+        if callable(rate):
+            rate = rate(state.count)
+        rate = jnp.asarray(rate)
+
+        def shrunk(kernel: Array) -> Array:
+            size = jnp.maximum(jnp.abs(kernel) - rate * l1, 0)
+            return jnp.sign(kernel) * size / (1 + rate * l2)
+
+        changed = _on_new_kernels("elastic_net", shrunk, updates, params)
+        return changed, optax.ScaleByScheduleState(state.count + 1)
+
+    return optax.GradientTransformation(init, update)
+
+
+def max_norm(limit: float | Array) -> optax.GradientTransformation:
+    """Scales down each unit's weights to a norm, wherever a step has gone beyond.
+
+    It comes last in a chain. A unit's weights are a column of a kernel `[..., units]`.
+
+    Source: Srivastava et al., 2014, "Dropout: a simple way to prevent neural networks
+    from overfitting".
+
+    Args:
+      limit: the largest norm, above 0; may be traced. Infinity is the identity.
+
+    Returns:
+      An `optax.GradientTransformation` without state; `update` needs `params`.
+
+    Raises:
+      ValueError: if `limit` is a number of 0 or less.
+
+    >>> import jax.numpy as jnp
+    >>> tx = max_norm(1.0)
+    >>> params = {"kernel": jnp.array([[3.0], [4.0]])}
+    >>> updates, _ = tx.update({"kernel": jnp.zeros([2, 1])}, tx.init(params), params)
+    >>> kernel = optax.apply_updates(params, updates)["kernel"]
+    >>> bool(jnp.allclose(kernel, jnp.array([[0.6], [0.8]])))
+    True
+    """
+    if isinstance(limit, int | float) and not limit > 0:
+        raise ValueError(f"limit of max_norm is {limit}: expected one above 0")
+
+    def within(kernel: Array) -> Array:
+        axes = tuple(range(kernel.ndim - 1))
+        norm = jnp.sqrt(jnp.sum(kernel**2, axis=axes, keepdims=True))
+        return kernel * jnp.minimum(1, limit / jnp.where(norm > 0, norm, 1))
+
+    def update(
+        updates: Params, state: PyTree, params: Params | None = None
+    ) -> tuple[Params, PyTree]:
+        return _on_new_kernels("max_norm", within, updates, params), state
+
+    return optax.GradientTransformation(optax.init_empty_state, update)
+
+
+def _on_new_kernels(
+    name: str,
+    function: Callable[[Array], Array],
+    updates: Params,
+    params: Params | None,
+) -> Params:
+    """Changes updates so that they lead to a function of the new kernels."""
+    if params is None:
+        raise ValueError(f"update of {name} got no params: pass the parameters")
+
+    def change(update: Array, old: Array, kernel: bool) -> Array:
+        if not kernel:
+            return update
+        new = old + update
+        wanted = function(new)
+        # Where nothing is to change, nothing is rounded either.
+        return jnp.where(wanted == new, update, wanted - old)
+
+    return jax.tree.map(change, updates, params, _kernels(params))
+
+
 def _kernels(params: Params) -> PyTree:
     return jax.tree.map(lambda leaf: jnp.ndim(leaf) >= 2, params)
 

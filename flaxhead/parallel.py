@@ -26,7 +26,7 @@ from flaxhead.base import (
     State,
 )
 from flaxhead.metrics import Output, ScoreSums, score_sums
-from flaxhead.sampling import batch_rows
+from flaxhead.sampling import batch_rows, labelled_first, mixed_rows
 
 AXIS = "devices"
 # The pass cuts each short sum of a softmax into a tree of windows, for digits that the
@@ -77,6 +77,8 @@ class Problem(NamedTuple):
       batch_size: rows a step over all devices.
       steps: steps in all.
       patience: evaluations without a better one that stop a candidate; 0: never.
+      unlabelled: rows without a label that come with these in each step; if not 0,
+        `batch_size` counts those with one.
     """
 
     make_learner: Callable[[Hyperparameters, PyTree, str | None], Learner]
@@ -91,6 +93,7 @@ class Problem(NamedTuple):
     batch_size: int
     steps: int
     patience: int
+    unlabelled: int = 0
 
 
 class Program(NamedTuple):
@@ -343,20 +346,30 @@ def _train(
     data, statistics = rows
     hyperparameters, _ = settings
     count = data.labels.shape[0]
-    size = min(problem.batch_size, count)
+    size = min(problem.batch_size, count) + problem.unlabelled
+    sizes = size - problem.unlabelled, problem.unlabelled
     share = -(-size // shares)
     lane = jax.lax.axis_index(axis) if axis else 0
     positions = lane * share + jnp.arange(share)
     order_key = jax.random.key(problem.order_seed)
     slots = progress.losses.shape[1]
+    order = None
+    if problem.unlabelled:
+        order = labelled_first(data.labels, data.weights)
 
     def batch(step: Array) -> Batch:
-        first_position = step.astype(jnp.uint32) * jnp.uint32(size)
-        index = batch_rows(order_key, first_position, rows=count, positions=positions)
-        batch = jax.tree.map(lambda leaf: leaf[index], data)
         # Where the batch does not divide by the devices the last one pads.
-        weights = jnp.where(positions < size, batch.weights, 0)
-        return batch._replace(weights=weights)
+        there = positions < size
+        if order is None:
+            first_position = step.astype(jnp.uint32) * jnp.uint32(size)
+            index = batch_rows(
+                order_key, first_position, rows=count, positions=positions
+            )
+        else:
+            index, found = mixed_rows(order_key, step, order, sizes, positions)
+            there &= found
+        batch = jax.tree.map(lambda leaf: leaf[index], data)
+        return batch._replace(weights=jnp.where(there, batch.weights, 0))
 
     # Candidates stand just before a leaf's last axis: kernels [dim, candidates,
     # classes] are then one matrix [dim, candidates * classes] without a transposition.

@@ -10,7 +10,9 @@ from flaxhead.base import Array
 _ROUNDS = 24
 
 
-def batch_rows(key: Array, first: Array, *, rows: int, positions: Array) -> Array:
+def batch_rows(
+    key: Array, first: Array, *, rows: int | Array, positions: Array
+) -> Array:
     """Returns the row numbers at some positions of a step's batch.
 
     Every row comes exactly once an epoch, in an order of its own each epoch; batches
@@ -42,7 +44,64 @@ def batch_rows(key: Array, first: Array, *, rows: int, positions: Array) -> Arra
     return _swap_or_not(position, epoch, words, rows).astype(jnp.int32)
 
 
-def _swap_or_not(position: Array, epoch: Array, words: Array, rows: int) -> Array:
+def labelled_first(labels: Array, weights: Array) -> tuple[Array, Array]:
+    """Returns the numbers of all rows, those that have a label first, and their count.
+
+    Args:
+      labels: `int32 [rows]` (-1: none), or `[rows, classes]` (a NaN: none).
+      weights: `[rows]`; a row of weight 0 counts as one without.
+
+    >>> order, count = labelled_first(jnp.array([-1, 2, -1, 0]), jnp.ones(4))
+    >>> order.tolist(), int(count)
+    ([1, 3, 0, 2], 2)
+    """
+    given = labels >= 0 if labels.ndim == 1 else ~jnp.any(jnp.isnan(labels), axis=1)
+    given &= weights > 0
+    return jnp.argsort(~given, stable=True), jnp.sum(given)
+
+
+def mixed_rows(
+    key: Array,
+    step: Array,
+    order: tuple[Array, Array],
+    sizes: tuple[int, int],
+    positions: Array,
+) -> tuple[Array, Array]:
+    """Returns rows of a batch of so many with a label, then so many without.
+
+    Each of the two kinds runs through its own epochs, as in `batch_rows`.
+
+    Args:
+      key: typed key of both orders.
+      step: `int32 []`.
+      order: from `labelled_first`.
+      sizes: how many of each.
+      positions: `int32 [batch]`, from 0 to below the sum of both.
+
+    Returns:
+      `int32 [batch]` row numbers, and `bool [batch]`, False where there is no row of
+      the kind.
+    """
+    rows, labelled = order
+    counts = labelled, len(rows) - labelled
+    first = positions < sizes[0]
+    index = []
+    for number, (size, count) in enumerate(zip(sizes, counts, strict=True)):
+        place = batch_rows(
+            jax.random.fold_in(key, number),
+            step.astype(jnp.uint32) * jnp.uint32(size),
+            rows=jnp.maximum(count, 1).astype(jnp.uint32),
+            positions=jnp.where(first, positions, positions - sizes[0]),
+        )
+        index.append(place + number * labelled)
+    there = jnp.where(first, counts[0] > 0, counts[1] > 0)
+    index = jnp.minimum(jnp.where(first, *index), len(rows) - 1)
+    return rows[index], there
+
+
+def _swap_or_not(
+    position: Array, epoch: Array, words: Array, rows: int | Array
+) -> Array:
     """A keyed permutation of `[0, rows)` with no table.
 
     Each round pairs every position with a partner and swaps the pair, or not, by one

@@ -57,6 +57,7 @@ class Question(NamedTuple):
       output: `softmax` or `sigmoid`.
       metric: the name in `METRICS` to choose by.
       class_weights: `[classes]`, or None.
+      class_counts: `[classes]`, rows of each, for the losses that go by them.
     """
 
     config: Config
@@ -65,6 +66,7 @@ class Question(NamedTuple):
     output: Output
     metric: str
     class_weights: np.ndarray | None
+    class_counts: np.ndarray | None = None
 
 
 class Found(NamedTuple):
@@ -181,7 +183,8 @@ def programs(question: Question, *, rows: int) -> list[Programs]:
       question: what is to be decided.
       rows: how many there are, from which the steps of gradient descent follow.
     """
-    config, weights = question.config, question.class_weights
+    config = question.config
+    arrays = question.class_weights, question.class_counts
     bare = replace(
         config,
         data=DataConfig(),
@@ -191,8 +194,8 @@ def programs(question: Question, *, rows: int) -> list[Programs]:
         train=replace(config.train, seeds=()),
     )
     key = (
-        repr(question._replace(config=bare, class_weights=None)),
-        None if weights is None else weights.tobytes(),
+        repr(question._replace(config=bare, class_weights=None, class_counts=None)),
+        *(None if one is None else one.tobytes() for one in arrays),
         rows,
     )
     # The latest used is the last.
@@ -243,6 +246,7 @@ def _programs(
         rows=rows,
         class_weights=question.class_weights,
         axis=axis,
+        class_counts=question.class_counts,
     )
 
     def prepare(x: Any, statistics: Any) -> Array:

@@ -5,9 +5,14 @@ import os
 import tempfile
 
 os.environ["JAX_PLATFORMS"] = os.environ.get("JAX_PLATFORMS", "cpu")
-_flag = "--xla_force_host_platform_device_count"
-if _flag not in os.environ.get("XLA_FLAGS", ""):
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_flag}=8".strip()
+# Compiling is most of the work: in one piece it costs a fifth less.
+for _flag, _value in (
+    ("--xla_force_host_platform_device_count", 8),
+    ("--xla_cpu_parallel_codegen_split_count", 1),
+):
+    if _flag not in os.environ.get("XLA_FLAGS", ""):
+        _flags = f"{os.environ.get('XLA_FLAGS', '')} {_flag}={_value}"
+        os.environ["XLA_FLAGS"] = _flags.strip()
 # Tests, and the programs that they start, share what they compile.
 os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR", tempfile.mkdtemp(prefix="flaxhead-tests-")

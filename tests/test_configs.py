@@ -21,17 +21,30 @@ CONFIGS = sorted((ROOT / "configs").glob("*.py"))
 # Per file in configs/: the data that the test writes, if any, the devices, and flags
 # that make it small.
 SMALL = {
+    "attention_pooling": (None, 1),
     "auto": (
         *(None, 1, "--config.selection.folds=2"),
         *("--config.heads.1.alpha=(0.1,1.0)", "--config.heads.2.C=(0.1,1.0)"),
         "--config.heads.3.dropout=(0.5,)",
     ),
     "breast_cancer": (None, 1),
+    "consistency": (
+        *(None, 1, "--config.curve.shots=(2,)"),
+        *("--config.curve.repeats=1", "--config.train.batch_size=20"),
+    ),
     "clip_lbfgs": (None, 1, "--config.heads.0.C=(0.1,1.0)"),
     "default": (None, 1),
     "dinov2_linear": (None, 8),
     "dinov2_linear_52": ("dinov2_linear_52", 1),
     "dinov2_logreg_45": (None, 1, "--config.heads.0.C=(0.1,1.0)"),
+    "distill": (
+        *(None, 1, "--config.heads.0.members=2", "--config.heads.0.width=8"),
+        *("--config.heads.0.graph=False", "--config.curve.shots=()"),
+    ),
+    "ensemble": (
+        *(None, 1, "--config.heads.1.members=2"),
+        *("--config.heads.0.width=8", "--config.heads.1.width=8"),
+    ),
     "fewshot_lsr": (
         *(None, 1, "--config.curve.shots=(1,3)"),
         "--config.curve.repeats=2",
@@ -42,8 +55,10 @@ SMALL = {
         *(None, 1, "--config.heads.0.C=(0.1,1.0)", "--config.selection.folds=2"),
         *("--config.selection.extend=0", "--config.selection.nested=2"),
     ),
+    "long_tail": (None, 1),
     "mlp": (None, 1),
     "multi_label": ("multi_label", 1),
+    "noisy_labels": (None, 1),
     "ridge": (
         *(None, 8, "--config.heads.0.alpha=(0.1,1.0)"),
         "--config.selection.extend=0",
@@ -264,7 +279,8 @@ def test_the_head_that_is_written_predicts(ran):
     result = strict((workdir / "result.json").read_text())
     head = flaxhead.load(str(workdir / "head"))
     dim = head.bundle.spec.dim
-    probabilities = np.asarray(head.probabilities(np.zeros((3, dim), np.float32)))
+    shape = (3, 8, dim) if head.bundle.spec.tokens else (3, dim)
+    probabilities = np.asarray(head.probabilities(np.zeros(shape, np.float32)))
     assert probabilities.shape == (3, len(head.class_names))
     assert len(head.class_names) == len(result["data"]["support"]["train"])
     if name != "multi_label":

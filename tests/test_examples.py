@@ -53,6 +53,29 @@ def run_from_library(text):
     assert set(re.findall(r"\w+", predicted + labelled)) <= {"ant", "bee", "cat"}
 
 
+def semi_supervised(text):
+    alone, graph, itself = floats(r"test accuracy (\S+)", text)
+    assert graph > alone + 0.05
+    assert itself > alone
+
+
+def ensemble(text):
+    best, _, chosen = floats(r"test NLL (\S+)", text)
+    assert chosen < best
+
+
+def distilled(text):
+    one, student = floats(r"test accuracy (\S+)", text)
+    assert student > one + 0.1
+
+
+def active_learning(text):
+    pairs = re.findall(r"accuracy (\S+) chosen, (\S+) at random", text)
+    assert len(pairs) == 3
+    assert all(float(ours) > float(theirs) for ours, theirs in pairs)
+    assert float(pairs[-1][0]) > 0.88
+
+
 def sklearn_pipeline(text):
     auto, searched = floats(r"accuracy (\S+)", text)
     assert min(auto, searched) > 0.85
@@ -71,6 +94,10 @@ OUTCOMES = {
         new_classes,
         run_from_library,
         sklearn_pipeline,
+        semi_supervised,
+        ensemble,
+        distilled,
+        active_learning,
     )
 }
 

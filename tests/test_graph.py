@@ -10,10 +10,13 @@ from flaxhead.graph import (
     balance,
     induct,
     knn_graph,
+    mixture,
     poisson,
     product_of_experts,
     propagate,
+    smooth,
     spread,
+    union,
 )
 
 ROWS, K, CLASSES = 60, 4, 3
@@ -158,3 +161,41 @@ def test_bad_input_is_told():
         knn_graph(jnp.zeros((3, 2, 4)), jnp.ones(3), k=2)
     with pytest.raises(ValueError, match="k 0: expected"):
         knn_graph(jnp.zeros((3, 2)), jnp.ones(3), k=0)
+
+
+def test_a_union_is_the_sum_of_graphs_of_equal_mass():
+    x, _, _ = problem()
+    other = x[:, ::-1] ** 3
+    pair = (
+        knn_graph(jnp.asarray(x), jnp.ones(ROWS), k=K),
+        knn_graph(jnp.asarray(other), jnp.ones(ROWS), k=K + 1),
+    )
+    dense = [affinity(x), affinity(other, k=K + 1)]
+    total = sum(weights / weights.sum(1).mean() for weights in dense)
+    root = np.sqrt(total.sum(1))
+    both = union(*pair)
+    np.testing.assert_allclose(
+        propagate(both, jnp.eye(ROWS)), total / root[:, None] / root, atol=2e-5
+    )
+    one = union(pair[0], pair[0])
+    values = jax.random.normal(jax.random.key(0), (ROWS, 2))
+    np.testing.assert_allclose(
+        propagate(one, values), propagate(pair[0], values), atol=1e-5
+    )
+
+
+def test_smoothing_by_nothing_changes_nothing():
+    x, _, _ = problem()
+    graph = knn_graph(jnp.asarray(x), jnp.ones(ROWS), k=K)
+    chances = jax.nn.softmax(jax.random.normal(jax.random.key(0), (ROWS, 3)))
+    np.testing.assert_allclose(smooth(graph, chances, alpha=0.0), chances, rtol=1e-6)
+    smoothed = smooth(graph, chances)
+    np.testing.assert_allclose(smoothed.sum(1), 1, rtol=1e-5)
+    assert float(smoothed.std(0).max()) < float(chances.std(0).min())
+
+
+def test_a_mixture_is_an_average():
+    first, second = jnp.array([[0.2, 0.8]]), jnp.array([[0.6, 0.4]])
+    np.testing.assert_allclose(mixture(first, second), [[0.4, 0.6]], rtol=1e-6)
+    weights = jnp.array([1.0, 0.0])
+    np.testing.assert_array_equal(mixture(first, second, weights=weights), first)

@@ -17,12 +17,15 @@ from flaxhead.heads import (
     HEADS,
     POOLINGS,
     attach,
+    attention_pool,
     cosine,
     extend_classes,
     from_linen,
     from_nnx,
+    gem,
     l2_normalize,
     linear,
+    mix_layers,
     mlp,
     pool,
     replace_classes,
@@ -649,7 +652,10 @@ def test_every_apply_has_the_protocols_signature(name):
     assert list(inspect.signature(head.init).parameters) == ["key", "x"]
 
 
-@pytest.mark.parametrize("wrapper", [attach, l2_normalize, pool, standardize])
+@pytest.mark.parametrize(
+    "wrapper",
+    [attach, attention_pool, gem, l2_normalize, mix_layers, pool, standardize],
+)
 def test_functions_of_heads_return_heads(wrapper):
     signature = inspect.signature(wrapper)
     assert signature.return_annotation == "Head"

@@ -23,6 +23,7 @@ ORDER = (
     "ensembles",
     "graph",
     "semi_supervised",
+    "distillation",
     "noisy_labels",
     "priors",
     "acquisition",

@@ -9,29 +9,83 @@ import numpy as np
 import oracles
 import pytest
 import sklearn.metrics
+from scipy.special import expit, log_expit, log_softmax
 
-from flaxhead import losses
+import flaxhead
+from flaxhead import build, losses
 from flaxhead.base import Batch, Loss
+from flaxhead.config import Config, DataConfig, HeadConfig, LossConfig, TrainConfig
 from flaxhead.heads import linear
 from flaxhead.objectives import supervised
 
 GAMMA = 1.5
 CLASSES = 4
-SOFTMAX = ("softmax_cross_entropy", "softmax_focal")
-SIGMOID = ("sigmoid_binary_cross_entropy", "sigmoid_focal")
+COUNTS = np.array([40.0, 10.0, 3.0, 1.0])
+SOFTMAX = (
+    "softmax_cross_entropy",
+    "softmax_focal",
+    "generalized_cross_entropy",
+    "symmetric_cross_entropy",
+    "balanced_softmax",
+    "ldam",
+)
+SIGMOID = ("sigmoid_binary_cross_entropy", "sigmoid_focal", "asymmetric")
 CASES = [(name, kind) for name in SOFTMAX for kind in ("numbers", "soft")]
 CASES += [(name, kind) for name in SIGMOID for kind in ("numbers", "soft", "missing")]
 every_case = pytest.mark.parametrize(("name", "kind"), CASES)
 every_loss = pytest.mark.parametrize("name", losses.LOSSES)
 
 
+def numbers(name, gamma):
+    """What a loss is made of: each has a number, but for the cross-entropies."""
+    return {
+        "softmax_focal": {"gamma": gamma},
+        "sigmoid_focal": {"gamma": gamma},
+        "generalized_cross_entropy": {"q": gamma},
+        "symmetric_cross_entropy": {"alpha": gamma, "beta": 2 * gamma},
+        "balanced_softmax": {"counts": COUNTS},
+        "ldam": {"counts": COUNTS, "max_margin": gamma, "scale": 2.0},
+        "asymmetric": {
+            "gamma_positive": gamma / 2,
+            "gamma_negative": gamma,
+            "clip": gamma / 10,
+        },
+    }.get(name, {})
+
+
 def make(name, gamma=GAMMA):
-    return losses.LOSSES[name](gamma)
+    return losses.LOSSES[name](**numbers(name, gamma))
 
 
 def oracle(name, logits, targets, gamma=GAMMA):
-    formula = oracles.softmax_focal if name in SOFTMAX else oracles.sigmoid_focal
-    return formula(logits, targets, gamma if "focal" in name else 0.0)
+    """The formulas of the papers, in float64."""
+    logits = np.asarray(logits, float)
+    if name == "asymmetric":
+        p = expit(logits)
+        clipped = np.maximum(p - gamma / 10, 0)
+        on = (1 - p) ** (gamma / 2) * log_expit(logits)
+        off = clipped**gamma * np.log1p(-clipped)
+        return np.nan_to_num(-targets * on - (1 - targets) * off).sum(-1)
+    if name in SIGMOID:
+        return oracles.sigmoid_focal(logits, targets, gamma if "focal" in name else 0)
+    if name == "ldam":
+        margins = gamma * (COUNTS / COUNTS.min()) ** -0.25
+        # A class after the other: its own logit is lowered, and no other one.
+        terms = [
+            log_softmax(2 * (logits - margins[c] * np.eye(CLASSES)[c]), axis=-1)[..., c]
+            for c in range(CLASSES)
+        ]
+        return -np.sum(targets * np.stack(terms, axis=-1), axis=-1)
+    if name == "balanced_softmax":
+        logits = logits + np.log(COUNTS / COUNTS.sum())
+    log_p = log_softmax(logits, axis=-1)
+    terms = {
+        "softmax_focal": -((1 - np.exp(log_p)) ** gamma) * log_p,
+        "generalized_cross_entropy": (1 - np.exp(gamma * log_p)) / gamma,
+        # The reverse one is -sum_k p_k log(y_k), with -4 for the log of 0.
+        "symmetric_cross_entropy": -gamma * log_p + 2 * gamma * 4 * (1 - np.exp(log_p)),
+    }.get(name, -log_p)
+    return np.sum(targets * terms, axis=-1)
 
 
 def example(name, kind, shape=(6,), seed=0):
@@ -51,6 +105,7 @@ def example(name, kind, shape=(6,), seed=0):
 
 def test_every_loss_is_in_a_table_of_this_file():
     assert set(losses.LOSSES) == {*SOFTMAX, *SIGMOID}
+    assert set(losses.SIGMOID) == set(SIGMOID)
 
 
 @every_loss
@@ -68,7 +123,7 @@ def test_signatures_are_exactly_that_of_base(name):
 
 
 @every_case
-@pytest.mark.parametrize("shape", [(), (6,), (2, 3)])
+@pytest.mark.parametrize("shape", [(), (2, 3)])
 def test_value_is_the_formula(name, kind, shape):
     logits, labels, targets = example(name, kind, shape)
     value = jax.jit(make(name))(logits, labels)
@@ -79,15 +134,17 @@ def test_value_is_the_formula(name, kind, shape):
 
 
 @functools.cache
-def compiled(name, wrap="plain", gamma=GAMMA):
+def compiled(name, wrap="plain"):
     """`(logits, labels, where, weights) -> (losses, gradient of their sum)`."""
-    loss, multilabel = make(name, gamma), name in SIGMOID
-    if wrap == "weighted":
-        class_weights = np.arange(1.0, CLASSES + 1)
-        loss = losses.label_smoothing(loss, 0.2, multilabel=multilabel)
-        loss = losses.class_weighted(loss, class_weights, multilabel=multilabel)
+    multilabel = name in SIGMOID
 
-    def run(logits, labels, where, weights):
+    def run(logits, labels, where, weights, gamma=GAMMA):
+        loss = make(name, gamma)
+        if wrap == "weighted":
+            class_weights = np.arange(1.0, CLASSES + 1)
+            loss = losses.label_smoothing(loss, 0.2, multilabel=multilabel)
+            loss = losses.class_weighted(loss, class_weights, multilabel=multilabel)
+
         def total(logits):
             value = loss(logits, labels, where=where, weights=weights)
             return value.sum(), value
@@ -95,7 +152,9 @@ def compiled(name, wrap="plain", gamma=GAMMA):
         (_, value), gradient = jax.value_and_grad(total, has_aux=True)(logits)
         return value, gradient
 
-    return jax.jit(run)
+    program = jax.jit(run)
+    # Traced, so that other values are the same program.
+    return lambda *rows, gamma=GAMMA: program(*rows, gamma)
 
 
 EVERY, ONES = np.ones(6, bool), np.ones(6, np.float32)
@@ -132,7 +191,8 @@ def test_extreme_logits_have_finite_losses_and_gradients(name, kind):
     extreme = np.random.default_rng(1).choice([-1e4, 0.0, 1e4], size=(6, CLASSES))
     logits = extreme.astype(np.float32)
     for gamma in (0.3, 2.0):
-        value, gradient = compiled(name, gamma=gamma)(logits, labels, EVERY, ONES)
+        run = compiled(name)
+        value, gradient = run(logits, labels, EVERY, ONES, gamma=gamma)
         np.testing.assert_allclose(
             value, oracle(name, extreme, targets, gamma), rtol=1e-5, atol=1e-2
         )
@@ -180,7 +240,9 @@ def test_an_absent_example_is_a_deleted_one(name, kind, wrap):
     bad[1], bad[3], bad[5] = np.nan, np.inf, -np.inf
     run = compiled(name, wrap)
     weights = absent("where", labels, drop)[2]
-    kept = run(logits[~drop], labels[~drop], EVERY[~drop], weights[~drop])
+    # Those that stay, twice, so that the program is the same.
+    stay = np.tile(np.flatnonzero(~drop), 2)
+    kept = run(logits[stay], labels[stay], EVERY, weights[stay])
     hows = ["where", "weights"]
     if kind == "numbers":
         hows.append("number")
@@ -191,7 +253,7 @@ def test_an_absent_example_is_a_deleted_one(name, kind, wrap):
             run(bad, *absent(how, labels, drop)), kept, strict=True
         ):
             np.testing.assert_array_equal(found[drop], 0)
-            np.testing.assert_allclose(found[~drop], expected, rtol=1e-5, atol=1e-6)
+            np.testing.assert_allclose(found[~drop], expected[:3], rtol=1e-5, atol=1e-6)
 
 
 @every_case
@@ -348,12 +410,193 @@ def test_bad_shapes_are_refused(name):
         make(name)(jnp.zeros([2, 4]), jnp.zeros(2))
 
 
+def reduced(name, kind, wrapped, plain):
+    """Whether a loss is another: values and gradients, bit for bit."""
+    logits, labels, _ = example(name, kind)
+
+    def run(loss):
+        return jax.value_and_grad(lambda x: loss(x, labels).sum())(jnp.asarray(logits))
+
+    jax.tree.map(np.testing.assert_array_equal, run(wrapped), run(plain))
+
+
+CROSS_ENTROPY = losses.softmax_cross_entropy
+IDENTITIES = {
+    "q 0": losses.generalized_cross_entropy(0.0),
+    "traced q 0": losses.generalized_cross_entropy(jnp.float32(0)),
+    "beta 0": losses.symmetric_cross_entropy(1.0, 0.0),
+    "tau 0": losses.logit_adjusted(CROSS_ENTROPY, COUNTS, 0.0),
+    "traced tau 0": losses.logit_adjusted(CROSS_ENTROPY, COUNTS, jnp.float32(0)),
+}
+
+
+@pytest.mark.parametrize("kind", ["numbers", "soft"])
+@pytest.mark.parametrize("name", IDENTITIES)
+def test_it_is_the_cross_entropy(name, kind):
+    reduced("softmax_cross_entropy", kind, IDENTITIES[name], CROSS_ENTROPY)
+
+
+@pytest.mark.parametrize("kind", ["numbers", "missing"])
+def test_without_its_numbers_asymmetric_is_the_cross_entropy(kind):
+    plain, name = losses.sigmoid_binary_cross_entropy, "asymmetric"
+    reduced(name, kind, losses.asymmetric(0.0, 0.0, 0.0), plain)
+    logits, labels, _ = example(name, kind)
+    traced = losses.asymmetric(*jnp.zeros(3))
+    np.testing.assert_allclose(traced(logits, labels), plain(logits, labels), rtol=1e-5)
+    # Certain and wrong: 1 - p is 0, whose logarithm is not taken.
+    gradient = jax.grad(lambda x: traced(x, jnp.zeros([1, 1])).sum())
+    np.testing.assert_allclose(gradient(jnp.full([1, 1], 90.0)), [[1.0]])
+
+
+def test_identities_up_to_rounding():
+    logits, labels, _ = example("softmax_cross_entropy", "numbers")
+    plain = CROSS_ENTROPY(logits, labels)
+    p = np.exp(log_softmax(logits.astype(float), axis=-1))[np.arange(6), labels]
+    cases = {
+        "the absolute error": (losses.generalized_cross_entropy(1.0), 1 - p),
+        "q near 0": (losses.generalized_cross_entropy(1e-5), plain),
+        "classes alike": (losses.logit_adjusted(CROSS_ENTROPY, np.ones(4), 2.0), plain),
+        "no margin": (losses.ldam(COUNTS, 0.0, 1.0), plain),
+        "reverse": (losses.symmetric_cross_entropy(0.0, 0.25), 1 - p),
+    }
+    for name, (loss, expected) in cases.items():
+        found = loss(logits, labels)
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6, err_msg=name)
+
+
+def test_a_class_without_rows_is_no_trouble():
+    counts = np.array([3.0, 1.0, 0.0])
+    logits, labels = jnp.array([[0.0, 0.0, 5.0], [0.0, 0.0, 5.0]]), jnp.array([0, 1])
+    value = losses.balanced_softmax(counts)(logits, labels)
+    np.testing.assert_allclose(value, -np.log([3 / 4, 1 / 4]), rtol=1e-5)
+    alone = losses.ldam(counts[:2], 1.0, 1.0)(logits[:, :2], labels)
+    far = jnp.array([0.0, 0.0, -1e4])
+    np.testing.assert_allclose(
+        losses.ldam(counts, 1.0, 1.0)(far + 0 * logits, labels), alone
+    )
+
+
+def test_effective_numbers_are_the_formula():
+    counts, beta = np.array([1000.0, 10.0, 1.0]), 0.99
+    each = (1 - beta) / (1 - beta**counts)
+    found = losses.effective_number_weights(counts, beta)
+    np.testing.assert_allclose(found, each * 3 / each.sum(), rtol=1e-4)
+    np.testing.assert_array_equal(losses.effective_number_weights(counts, 0.0), 1)
+    nearly = losses.effective_number_weights(counts, 1 - 1e-6)
+    inverse = 1 / counts
+    np.testing.assert_allclose(nearly, inverse * 3 / inverse.sum(), rtol=0.1)
+    some = losses.effective_number_weights(np.array([5.0, 0.0]), 0.9)
+    np.testing.assert_allclose(some, [1, 0])
+    with pytest.raises(ValueError, match="beta is 1"):
+        losses.effective_number_weights(counts, 1.0)
+
+
+NEGATIVE = {
+    "q": lambda: losses.generalized_cross_entropy(-1.0),
+    "alpha": lambda: losses.symmetric_cross_entropy(-1.0, 1.0),
+    "beta": lambda: losses.symmetric_cross_entropy(1.0, -1.0),
+    "max_margin": lambda: losses.ldam(COUNTS, -1.0),
+    "scale": lambda: losses.ldam(COUNTS, 1.0, -1.0),
+    "gamma_positive": lambda: losses.asymmetric(-1.0),
+    "gamma_negative": lambda: losses.asymmetric(1.0, -1.0),
+    "clip": lambda: losses.asymmetric(1.0, 1.0, -1.0),
+}
+
+
+@pytest.mark.parametrize("name", NEGATIVE)
+def test_negative_numbers_are_refused(name):
+    with pytest.raises(ValueError, match=f"{name} is -1"):
+        NEGATIVE[name]()
+
+
 @pytest.mark.parametrize("factory", [losses.softmax_focal, losses.sigmoid_focal])
 def test_bad_numbers_are_refused(factory):
     with pytest.raises(ValueError, match="gamma is -1"):
         factory(-1.0)
     with pytest.raises(ValueError, match=r"label_smoothing is 1\.5"):
         losses.label_smoothing(factory(1.0), 1.5)
+
+
+@every_loss
+def test_settings_make_the_loss(name):
+    loss = LossConfig(
+        name,
+        focal_gamma=GAMMA,
+        generalized_q=GAMMA,
+        symmetric_alpha=GAMMA,
+        symmetric_beta=2 * GAMMA,
+        ldam_margin=GAMMA,
+        ldam_scale=2.0,
+        asymmetric_positive=GAMMA / 2,
+        asymmetric_negative=GAMMA,
+        asymmetric_clip=GAMMA / 10,
+        logit_adjustment=0.0 if name in SIGMOID else 0.5,
+    )
+    config, task = Config(loss=loss), "multilabel" if name in SIGMOID else "multiclass"
+    build.check(config)
+    assert build.output(config, task) == ("sigmoid" if name in SIGMOID else "softmax")
+    assert build.uses_counts(config, task) == (name in SOFTMAX)
+    logits, labels, targets = example(name, "soft")
+    found = build.make_loss(config, task=task, class_counts=COUNTS)(logits, labels)
+    if name in SOFTMAX:
+        logits = logits + 0.5 * np.log(COUNTS)
+    expected = oracle(name, logits, targets)
+    np.testing.assert_allclose(found, expected, rtol=2e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("message", "loss", "head"),
+    [
+        ("loss.generalized_q is -1", {"generalized_q": -1.0}, "linear"),
+        ("loss.asymmetric_clip is", {"asymmetric_clip": 1.0}, "linear"),
+        ("loss.effective_number_beta", {"effective_number_beta": 1.0}, "linear"),
+        ("balanced, effective_number", {"class_weights": "even"}, "linear"),
+        ("heads are solved and not trained", {"logit_adjustment": 1.0}, "ridge"),
+    ],
+)
+def test_settings_that_no_run_could_use_are_refused(message, loss, head):
+    config = Config(heads=(HeadConfig(head),), loss=LossConfig(**loss))
+    with pytest.raises(ValueError, match=message):
+        build.check(config)
+
+
+def test_labels_that_are_independent_have_no_shares():
+    config = Config(loss=LossConfig("asymmetric", logit_adjustment=1.0))
+    with pytest.raises(ValueError, match="classes that exclude each other"):
+        build.output(config, "multilabel")
+
+
+def test_a_run_knows_the_counts_of_its_training_rows(tmp_path):
+    data = flaxhead.arrays(
+        {
+            "embeddings": np.eye(60, dtype=np.float32),
+            "labels": np.repeat([0, 1], [48, 12]),
+        }
+    )
+    counts = np.bincount(data.train.labels)
+    weights = losses.effective_number_weights(counts, 0.9)
+    named = dict(zip(data.class_names, weights.tolist(), strict=True))
+
+    def logits(folder, **loss):
+        config = Config(
+            DataConfig("arrays"),
+            heads=(HeadConfig("linear"),),
+            loss=LossConfig(**loss),
+            train=TrainConfig(steps=5, evaluations=1, devices=1),
+        )
+        flaxhead.run(config, tmp_path / folder, data=data)
+        return flaxhead.load(tmp_path / folder / "head").logits(data.test.x)
+
+    adjusted = logits("adjusted", logit_adjustment=1.0)
+    balanced = logits("balanced", name="balanced_softmax")
+    np.testing.assert_allclose(adjusted, balanced, atol=1e-6)
+    effective = logits(
+        "effective", class_weights="effective_number", effective_number_beta=0.9
+    )
+    np.testing.assert_allclose(
+        effective, logits("named", class_weights=named), atol=1e-6
+    )
+    assert np.abs(adjusted - effective).max() > 1e-3
 
 
 def batch(labels, weights, index=None):

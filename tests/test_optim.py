@@ -8,8 +8,9 @@ import numpy as np
 import optax
 import oracles
 import pytest
+import sklearn.linear_model
 
-from flaxhead.optim import OPTIMIZERS, SCHEDULES, optimizer
+from flaxhead.optim import OPTIMIZERS, SCHEDULES, elastic_net, max_norm, optimizer
 
 STEPS, RATE = 10, 0.3
 every_optimizer = pytest.mark.parametrize("name", OPTIMIZERS)
@@ -163,6 +164,110 @@ def test_clipping_comes_before_decay():
     # The norm is 5; the penalty's gradient is 0.5 * 10.
     np.testing.assert_allclose(updates["kernel"], -(3 * 2 / 5 + 5), rtol=1e-6)
     np.testing.assert_allclose(updates["bias"], -(4 * 2 / 5), rtol=1e-6)
+
+
+def small(params):
+    return {name: params[name] for name in ("kernel", "bias")}
+
+
+def after(tx, update):
+    """The parameters after a first step of an update."""
+    start = small(params())
+    updates, _ = tx.update(update, tx.init(start), start)
+    return optax.apply_updates(start, updates)
+
+
+def test_the_elastic_net_is_its_proximal_step():
+    update = small(gradient(params(), 0))
+    start, (rate, l1, l2) = small(params()), (0.5, 1.2, 0.4)
+    found = after(elastic_net(l1, l2, learning_rate=rate), update)
+    before = np.asarray(start["kernel"] + update["kernel"], float)
+    # The minimum of |w - before|^2 / 2 + rate * (l1 * |w| + l2 / 2 * w^2), by search.
+    grid = np.linspace(-4, 4, 80_001)
+    cost = (grid - before[..., None]) ** 2 / 2
+    cost = cost + rate * (l1 * abs(grid) + l2 / 2 * grid**2)
+    np.testing.assert_allclose(found["kernel"], grid[cost.argmin(-1)], atol=1e-4)
+    zero = np.asarray(found["kernel"]) == 0
+    np.testing.assert_array_equal(zero, abs(before) <= rate * l1)
+    assert 0 < zero.sum() < zero.size
+    np.testing.assert_array_equal(found["bias"], start["bias"] + update["bias"])
+
+
+def test_proximal_steps_find_the_lasso():
+    draw = np.random.default_rng(0)
+    x, truth = draw.normal(size=(40, 6)), np.array([2.0, -1, 0, 0, 0, 0.3])
+    y = x @ truth + 0.1 * draw.normal(size=40)
+    for share in (1.0, 0.5):
+        expected = sklearn.linear_model.ElasticNet(
+            alpha=0.3, l1_ratio=share, fit_intercept=False, tol=1e-8
+        ).fit(x, y)
+
+        def loss(kernel):
+            return jnp.mean((x @ kernel[:, 0] - y) ** 2) / 2
+
+        @jax.jit
+        def descend(l1, l2, loss=loss):
+            tx = optax.chain(
+                optax.sgd(0.3), elastic_net(l1, l2, learning_rate=lambda step: 0.3)
+            )
+            kernel = jnp.zeros([6, 1])
+
+            def one(carry, _):
+                kernel, state = carry
+                updates, state = tx.update(jax.grad(loss)(kernel), state, kernel)
+                return (optax.apply_updates(kernel, updates), state), None
+
+            start = kernel, tx.init(kernel)
+            return jax.lax.scan(one, start, length=300)[0][0][:, 0]
+
+        found = descend(0.3 * share, 0.3 * (1 - share))
+        np.testing.assert_allclose(found, expected.coef_, atol=1e-4)
+        np.testing.assert_array_equal(found == 0, expected.coef_ == 0)
+
+
+def test_the_rate_of_a_proximal_step_is_scheduled():
+    tx = elastic_net(1.0, learning_rate=lambda step: 0.1 * (step + 1))
+    still = {"kernel": jnp.zeros([1, 1])}
+    one, state = {"kernel": jnp.ones([1, 1])}, tx.init(still)
+    for expected in (-0.1, -0.2, -0.3):
+        updates, state = tx.update(still, state, one)
+        np.testing.assert_allclose(updates["kernel"], expected, rtol=1e-6)
+
+
+def test_max_norm_scales_down_columns():
+    update = small(gradient(params(), 0))
+    start = small(params())
+    new = np.asarray(start["kernel"] + update["kernel"], float)
+    norms = np.linalg.norm(new, axis=0)
+    limit = np.sort(norms)[1] * 0.9  # One column of three is within.
+    found = jax.jit(lambda limit: after(max_norm(limit), update))(limit)
+    expected = new * np.minimum(1, limit / norms)
+    np.testing.assert_allclose(found["kernel"], expected, rtol=1e-5)
+    np.testing.assert_array_equal(found["bias"], start["bias"] + update["bias"])
+
+
+@pytest.mark.parametrize(
+    "tx", [elastic_net(0.0, learning_rate=RATE), max_norm(np.inf)], ids=["l1", "max"]
+)
+def test_no_penalty_is_the_identity_exactly(tx):
+    update = gradient(params(), 0)
+    found, _ = tx.update(update, tx.init(params()), params())
+    jax.tree.map(np.testing.assert_array_equal, found, update)
+
+
+def test_what_penalties_refuse():
+    with pytest.raises(ValueError, match="l1 of elastic_net is -1: expected 0 or more"):
+        elastic_net(-1, learning_rate=RATE)
+    with pytest.raises(ValueError, match="l2 of elastic_net is -2"):
+        elastic_net(1, -2, learning_rate=RATE)
+    with pytest.raises(ValueError, match="limit of max_norm is 0: expected one above"):
+        max_norm(0)
+    for name, tx in (
+        ("elastic_net", elastic_net(1, learning_rate=RATE)),
+        ("max_norm", max_norm(1)),
+    ):
+        with pytest.raises(ValueError, match=f"update of {name} got no params"):
+            tx.update(params(), tx.init(params()))
 
 
 @every_optimizer

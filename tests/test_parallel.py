@@ -12,7 +12,14 @@ from scipy.special import log_softmax
 
 from flaxhead import build, heads, parallel
 from flaxhead.base import Batch, Head, Info, Learner, State
-from flaxhead.config import Config, HeadConfig, LossConfig, OptimizerConfig, TrainConfig
+from flaxhead.config import (
+    Config,
+    ConsistencyConfig,
+    HeadConfig,
+    LossConfig,
+    OptimizerConfig,
+    TrainConfig,
+)
 from flaxhead.data import arrays
 from flaxhead.metrics import finish
 from flaxhead.objectives import supervised
@@ -45,16 +52,20 @@ def problem(
     batch_size=50,
     steps=20,
     patience=0,
+    consistency="none",
 ):
     """As the host loop makes it; 50 rows divide by neither 3 nor 8 devices."""
     config = Config(
         heads=(head,),
         loss=LossConfig(label_smoothing=(0.1,)),
+        consistency=ConsistencyConfig(consistency, ratio=1),
         optimizer=OptimizerConfig(name, learning_rate=rates, weight_decay=(0.01,)),
         train=TrainConfig(seeds=(3,)),
     )
     grid = build.grid(config, head, batch_size)
     train = rows(ROWS, 0)
+    if consistency != "none":
+        train.labels[::3] = -1
 
     def make_learner(hyperparameters, statistics, axis):
         return build.make_learner(
@@ -67,6 +78,7 @@ def problem(
             hyperparameters=hyperparameters,
             statistics=statistics,
             axis=axis,
+            rows=ROWS,
         )
 
     def make_head(statistics):
@@ -86,6 +98,7 @@ def problem(
         batch_size=batch_size,
         steps=steps,
         patience=patience,
+        unlabelled=build.unlabelled_rows(config, head, batch_size),
     )
 
 
@@ -120,9 +133,9 @@ def compile_quickly():
 
 
 @functools.cache
-def outcome(kind, batch_size, devices, split):
+def outcome(kind, batch_size, devices, split, consistency="none"):
     program = parallel.compile_sweep(
-        problem(HEADS[kind], batch_size=batch_size),
+        problem(HEADS[kind], batch_size=batch_size, consistency=consistency),
         devices=devices,
         split=split,
         with_logits=True,
@@ -171,6 +184,15 @@ def test_any_number_of_devices_gives_the_same_numbers(kind, batch_size, devices,
     np.testing.assert_allclose(
         scores["accuracy"], one_scores["accuracy"], atol=1.5 / VAL_ROWS
     )
+
+
+def test_rows_without_a_label_give_the_same_numbers_on_any_number_of_devices():
+    """Thresholds, in memory, are of the rows of all devices."""
+    one, many = (outcome("linear", 9, n, "batch", "freematch")[0] for n in (1, 8))
+    assert jax.tree.leaves(one.state.memory)
+    assert not np.allclose(one.losses, outcome("linear", 9, 1, "batch")[0].losses)
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(many), strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-5, atol=5e-6)
 
 
 @pytest.mark.parametrize(

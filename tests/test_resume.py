@@ -64,8 +64,10 @@ from flaxhead import *
 
 def get_config():
     return Config(
-        data=DataConfig("npz:{data}"),
+        data=DataConfig("npz:{data}", unlabelled="keep"),
         heads=(HeadConfig("mlp", width=8, dropout=(0.0, 0.5)),),
+        # Its running thresholds are memory.
+        consistency=ConsistencyConfig("freematch", ratio=1),
         optimizer=OptimizerConfig("adamw", weight_decay=(0.01,)),
         train=TrainConfig(batch_size=32, steps=2000, evaluations=20),
         checkpoint=CheckpointConfig(every_seconds=0.0),
@@ -113,6 +115,7 @@ def write_data(folder):
     rng = np.random.default_rng(0)
     x = rng.normal(size=(300, 5)).astype(np.float32)
     labels = (x[:, :3] + rng.normal(size=(300, 3))).argmax(1)
+    labels[::5] = -1
     folder.mkdir(exist_ok=True)
     np.savez(folder / "train.npz", embeddings=x, labels=labels)
 

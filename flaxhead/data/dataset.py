@@ -10,6 +10,7 @@ import numpy as np
 
 from flaxhead.config import DataConfig
 from flaxhead.data import checks, labels, sources
+from flaxhead.data.corrupt import long_tailed, mislabelled
 from flaxhead.data.hashes import row_hashes
 from flaxhead.data.records import FIELDS, Dataset, Embeddings, Raw, take
 from flaxhead.data.splits import holdout
@@ -178,6 +179,16 @@ def _settings(config: DataConfig) -> None:
             raise ValueError(
                 f"data.{name} is {value}, expected at least 0 (none) and below 1"
             )
+    if not 0 <= config.label_noise < 1:
+        raise ValueError(
+            f"data.label_noise is {config.label_noise}, expected a share from 0 (none)"
+            " to below 1"
+        )
+    if config.imbalance and not 1 <= config.imbalance < np.inf:
+        raise ValueError(
+            f"data.imbalance is {config.imbalance}, expected a ratio of 1 or more, or 0"
+            " for all rows"
+        )
     if config.seed < 0:
         raise ValueError(f"data.seed is {config.seed}, expected 0 or more")
 
@@ -218,12 +229,14 @@ def _compose(
     for split in ("test", "val"):
         if split not in splits:
             split_off[split] = _split_off(splits, split, config, origin)
+    corrupted = _corrupt(splits, len(names), task, config)
     given = {split: raw.ignored for split, raw in raws.items() if raw.ignored}
     notes = {
         "split_off": split_off,
         "dropped": {split: ids for split, ids in dropped.items() if ids},
         "unseen_classes": {split: n for split, n in unseen.items() if n},
         "ignored_fields": {split: list(fields) for split, fields in given.items()},
+        **corrupted,
         **_statistics(splits, names, task),
     }
     if unlabelled is not None:
@@ -426,6 +439,40 @@ def _split_off(
         "rows": int(held.sum()),
         "rows_before": len(held),
     }
+
+
+def _corrupt(
+    splits: dict[str, Embeddings], classes: int, task: str, config: DataConfig
+) -> dict[str, Any]:
+    """Makes train harder, if the settings ask for it; returns how, for the notes."""
+    notes: dict[str, Any] = {}
+    if task == "multilabel" and (config.imbalance or config.label_noise):
+        raise ValueError(
+            f"data.imbalance is {config.imbalance} and data.label_noise "
+            f"{config.label_noise}, but a row has several labels; expected 0 for both"
+        )
+    train = splits["train"]
+    if config.imbalance:
+        kept = long_tailed(train.labels, ratio=config.imbalance, seed=config.seed)
+        notes["imbalance"] = {
+            "ratio": config.imbalance,
+            "seed": config.seed,
+            "rows": int(kept.sum()),
+            "rows_before": len(kept),
+        }
+        train = take(train, kept)
+    if config.label_noise:
+        wrong = mislabelled(
+            train.labels, share=config.label_noise, classes=classes, seed=config.seed
+        )
+        notes["label_noise"] = {
+            "share": config.label_noise,
+            "seed": config.seed,
+            "rows": int((wrong != train.labels).sum()),
+        }
+        train = train._replace(labels=wrong)
+    splits["train"] = train
+    return notes
 
 
 def _statistics(

@@ -148,7 +148,7 @@ def _read_safetensors(path: Path, config: DataConfig, labelled: bool) -> Raw:
     return Raw(**fields, where=str(path))
 
 
-SKLEARN = ("digits", "breast_cancer", "wine", "iris")
+SKLEARN = ("digits", "digits_rows", "breast_cancer", "wine", "iris")
 
 
 def _find_sklearn(location: str) -> dict[str, Any]:
@@ -160,9 +160,10 @@ def _read_sklearn(name: str, config: DataConfig, labelled: bool) -> Raw:
     del config, labelled
     import sklearn.datasets
 
-    stored = getattr(sklearn.datasets, f"load_{name}")()
+    tokens = name == "digits_rows"  # Each image as 8 tokens, its rows of 8 pixels.
+    stored = getattr(sklearn.datasets, f"load_{name.removesuffix('_rows')}")()
     return Raw(
-        embeddings=stored.data,
+        embeddings=stored.images if tokens else stored.data,
         labels=stored.target,
         class_names=stored.target_names,
         where=f"sklearn:{name}",

@@ -100,11 +100,16 @@ def discriminant_params(moments: Moments, *, shrinkage: Array | float) -> Params
 
 def precision(moments: Moments, shrinkage: Array | float) -> Array:
     """The (pseudo-)inverse `[dim, dim]` of the shrunk covariance within classes."""
+    root = whitening(moments, shrinkage)
+    return exact(root, root.T)
+
+
+def whitening(moments: Moments, shrinkage: Array | float) -> Array:
+    """Rows times this, `[dim, dim]`, have that covariance, but for shrinkage, as 1."""
     values, vectors = jnp.linalg.eigh(covariance(moments))
     values = jnp.where(values > _ROUNDING * jnp.max(values), values, 0)
     values = (1 - shrinkage) * values + shrinkage * jnp.mean(values)
-    inverse = jnp.where(values > 0, 1 / divisor(values), 0)
-    return exact(vectors * inverse, vectors.T)
+    return vectors * jnp.where(values > 0, 1 / jnp.sqrt(divisor(values)), 0)
 
 
 def covariance(moments: Moments) -> Array:

@@ -1,28 +1,18 @@
-"""Per-example losses, and losses of losses.
-
-A loss is `(logits, labels, *, where=None, weights=None) -> [...]`: it is not averaged.
-
-* `logits` are `[..., classes]` of any float type; the loss is float32.
-* `labels` are class numbers `int [...]`, or `[..., classes]`: the probabilities of the
-  classes, or, for the sigmoid losses, of each label.
-* An example that `where` drops, of weight 0, or of a negative class number, is absent:
-  its loss is exactly 0, and so is its gradient, whatever its logits hold.
-
-The order of composition is `class_weighted(label_smoothing(loss, ...), ...)`: the
-smoothed loss is multiplied by the weight of the *true* class, so that class weights
-don't change how much mass smoothing moves, nor where to.
-"""
+"""Cross-entropies, and losses of losses: smoothed labels and weighted classes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-import jax
 import jax.numpy as jnp
-import optax
 from jax.typing import ArrayLike
 
 from flaxhead.base import Array, Loss
+from flaxhead.losses.terms import (
+    both,
+    check_exponent,
+    focus,
+    sigmoid_terms,
+    softmax_terms,
+)
 
 
 def softmax_cross_entropy(
@@ -50,7 +40,7 @@ def softmax_cross_entropy(
     >>> softmax_cross_entropy(jnp.array([[0.0, 0.0], [9.0, 0.0]]), jnp.array([0, -1]))
     Array([0.6931472, 0.       ], dtype=float32)
     """
-    return _softmax_focal(logits, labels, where, weights, gamma=0.0)
+    return softmax_terms(logits, labels, where, weights)
 
 
 def sigmoid_binary_cross_entropy(
@@ -84,7 +74,7 @@ def sigmoid_binary_cross_entropy(
     >>> sigmoid_binary_cross_entropy(jnp.zeros([2, 2]), labels)
     Array([1.3862944, 0.6931472], dtype=float32)
     """
-    return _sigmoid_focal(logits, labels, where, weights, gamma=0.0)
+    return sigmoid_terms(logits, labels, where, weights)
 
 
 def softmax_focal(gamma: float | Array) -> Loss:
@@ -108,7 +98,7 @@ def softmax_focal(gamma: float | Array) -> Loss:
     >>> softmax_focal(2.0)(jnp.zeros([1, 2]), jnp.array([0]))  # log(2) / 4
     Array([0.1732868], dtype=float32)
     """
-    _check_gamma(gamma)
+    check_exponent("gamma", gamma)
 
     def loss(
         logits: Array,
@@ -117,7 +107,9 @@ def softmax_focal(gamma: float | Array) -> Loss:
         where: Array | None = None,
         weights: Array | None = None,
     ) -> Array:
-        return _softmax_focal(logits, labels, where, weights, gamma)
+        return softmax_terms(
+            logits, labels, where, weights, lambda nats: focus(nats, gamma)
+        )
 
     return loss
 
@@ -142,7 +134,7 @@ def sigmoid_focal(gamma: float | Array) -> Loss:
     >>> sigmoid_focal(2.0)(jnp.zeros([1, 2]), jnp.array([0]))  # 2 * log(2) / 4
     Array([0.3465736], dtype=float32)
     """
-    _check_gamma(gamma)
+    check_exponent("gamma", gamma)
 
     def loss(
         logits: Array,
@@ -151,7 +143,13 @@ def sigmoid_focal(gamma: float | Array) -> Loss:
         where: Array | None = None,
         weights: Array | None = None,
     ) -> Array:
-        return _sigmoid_focal(logits, labels, where, weights, gamma)
+        if isinstance(gamma, int | float) and gamma == 0:
+            return sigmoid_terms(logits, labels, where, weights)
+
+        def focused(nats: Array) -> Array:
+            return focus(nats, gamma)
+
+        return sigmoid_terms(logits, labels, where, weights, focused, focused)
 
     return loss
 
@@ -167,7 +165,7 @@ def label_smoothing(
     Source: Szegedy et al., 2016, "Rethinking the inception architecture".
 
     Args:
-      loss: a loss that is affine in its labels, as all those of this file are.
+      loss: a loss that is affine in its labels, as all those of this package are.
       smoothing: between 0 and 1; may be a traced scalar. A Python 0 costs nothing.
       multilabel: whether labels are independent of each other (the sigmoid losses).
 
@@ -204,7 +202,7 @@ def label_smoothing(
             labelled = labels >= 0
             if where is not None and where.ndim == logits.ndim:
                 labelled = labelled[..., None]
-            where = _and(where, labelled)
+            where = both(where, labelled)
         # Two losses, as this keeps class numbers as such: cheaper than soft labels.
         hard = loss(logits, labels, where=where, weights=weights)
         soft = loss(logits, uniform, where=where, weights=weights)
@@ -218,8 +216,8 @@ def class_weighted(
 ) -> Loss:
     """Multiplies an example's loss by the weight of its class.
 
-    It goes outermost (see the top of this file). Counts of examples are not changed by
-    it: their average is still divided by the sum of their own weights.
+    It goes outermost (see the top of the package). Counts of examples are not changed
+    by it: their average is still divided by the sum of their own weights.
 
     Args:
       loss: a loss.
@@ -266,121 +264,3 @@ def class_weighted(
         return loss(logits, labels, where=where, weights=factors)
 
     return weighted
-
-
-LOSSES: dict[str, Callable[[float | Array], Loss]] = {
-    "softmax_cross_entropy": lambda gamma: softmax_cross_entropy,
-    "sigmoid_binary_cross_entropy": lambda gamma: sigmoid_binary_cross_entropy,
-    "softmax_focal": softmax_focal,
-    "sigmoid_focal": sigmoid_focal,
-}
-"""Name -> `(gamma) -> loss`; the exponent matters to the focal losses only."""
-
-
-def _softmax_focal(
-    logits: Array,
-    labels: Array,
-    where: Array | None,
-    weights: Array | None,
-    gamma: float | Array,
-) -> Array:
-    logits, present = _inputs(logits, labels, where, weights)
-    logits = _block_gradient(logits, present[..., None])
-    if labels.ndim < logits.ndim:
-        labels = jnp.where(present, labels, 0)
-        cross_entropy = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-        per_example = _focus(cross_entropy, gamma)
-    else:
-        terms = _focus(-jax.nn.log_softmax(logits), gamma)
-        per_example = jnp.sum(labels * terms, axis=-1)
-    return _weigh(per_example, present, weights)
-
-
-def _sigmoid_focal(
-    logits: Array,
-    labels: Array,
-    where: Array | None,
-    weights: Array | None,
-    gamma: float | Array,
-) -> Array:
-    entries = None
-    if where is not None and where.ndim == logits.ndim:
-        entries, where = where, None
-    logits, present = _inputs(logits, labels, where, weights)
-    targets = labels
-    if labels.ndim < logits.ndim:
-        targets = labels[..., None] == jnp.arange(logits.shape[-1])
-    targets = targets.astype(logits.dtype)
-    entries = _and(entries, present[..., None] & ~jnp.isnan(targets))
-    logits = _block_gradient(logits, entries)
-    # Twice as fast as two calls of softplus: log(1 + exp(|z|)) = |z| + tail.
-    tail = jnp.log1p(jnp.exp(-jnp.abs(logits)))
-    if isinstance(gamma, int | float) and gamma == 0:
-        terms = jnp.maximum(logits, 0) - targets * logits + tail
-    else:
-        on = _focus(jnp.maximum(-logits, 0) + tail, gamma)
-        off = _focus(jnp.maximum(logits, 0) + tail, gamma)
-        terms = targets * on + (1 - targets) * off
-    per_example = jnp.sum(jnp.where(entries, terms, 0), axis=-1)
-    return _weigh(per_example, present, weights)
-
-
-def _focus(cross_entropy: Array, gamma: float | Array) -> Array:
-    """`(1 - p)^gamma * -log p`, from `-log p`."""
-    if isinstance(gamma, int | float) and gamma == 0:
-        return cross_entropy
-    miss = -jnp.expm1(-cross_entropy)
-    # At 0 a power below 1 has an infinite slope, which must not be taken.
-    power = jnp.where(miss > 0, miss, 1) ** gamma
-    return jnp.where(miss > 0, power, 0) * cross_entropy
-
-
-def _inputs(
-    logits: Array, labels: Array, where: Array | None, weights: Array | None
-) -> tuple[Array, Array]:
-    """Checks shapes; returns logits of float32 and the examples that are present."""
-    shape = logits.shape[:-1]
-    numbers = labels.shape == shape and jnp.issubdtype(labels.dtype, jnp.integer)
-    if not numbers and labels.shape != logits.shape:
-        raise ValueError(
-            f"labels is {labels.dtype} {labels.shape} and logits {logits.shape}:"
-            f" expected class numbers, int {shape}, or an entry a class, {logits.shape}"
-        )
-    present = labels >= 0 if numbers else jnp.ones(shape, bool)
-    if where is not None:
-        present = present & where
-    if weights is not None:
-        present = present & (weights != 0)
-    return logits.astype(jnp.promote_types(logits.dtype, jnp.float32)), present
-
-
-def _and(left: Array | None, right: Array) -> Array:
-    return right if left is None else left & right
-
-
-def _weigh(per_example: Array, present: Array, weights: Array | None) -> Array:
-    if weights is not None:
-        per_example = per_example * weights
-    return jnp.where(present, per_example, 0)
-
-
-@jax.custom_jvp
-def _block_gradient(logits: Array, present: Array) -> Array:
-    """Is `logits`, whose gradient is 0 where not present, even if it was NaN.
-
-    Selecting in the gradient alone costs nothing measurable; doing so in the logits
-    keeps XLA from fusing them into the softmax.
-    """
-    del present
-    return logits
-
-
-@_block_gradient.defjvp
-def _(primals: tuple[Array, Array], tangents: tuple[Array, Array]):
-    (logits, present), (tangent, _) = primals, tangents
-    return logits, jnp.where(present, tangent, 0)
-
-
-def _check_gamma(gamma: float | Array) -> None:
-    if isinstance(gamma, int | float) and gamma < 0:
-        raise ValueError(f"gamma is {gamma}: expected an exponent of 0 or more")

@@ -1,0 +1,33 @@
+"""Consistency: noisy views of a row without a label should get the label of its own.
+
+    python train.py --config=configs/consistency.py --config.consistency.method=flexmatch
+
+FixMatch by default (`flaxhead.CONSISTENCY` has the others) on a linear head, trained by
+Adam. Rows of label -1, or an empty one, are those to learn from. On the digits of
+scikit-learn all have a label; the learning curve hides all but 1, 3, 5 and 10 a class.
+
+Expected there: test accuracy 0.925 with all labels, and with so few 0.620, 0.781, 0.818
+and 0.855 (below `configs/semi_supervised.py`), in 26 s of CPU time on 2 cores, cold.
+"""
+
+from flaxhead import (
+    Config,
+    ConsistencyConfig,
+    CurveConfig,
+    DataConfig,
+    HeadConfig,
+    OptimizerConfig,
+    TrainConfig,
+)
+
+
+def get_config() -> Config:
+    """Returns the settings."""
+    return Config(
+        data=DataConfig(unlabelled="keep"),
+        heads=(HeadConfig("linear", normalization="standardize"),),
+        consistency=ConsistencyConfig("fixmatch"),
+        optimizer=OptimizerConfig("adam", learning_rate=(3e-3,)),
+        train=TrainConfig(batch_size=64, steps=500),
+        curve=CurveConfig(shots=(1, 3, 5, 10), repeats=3),
+    )

@@ -1,0 +1,41 @@
+"""Ten MLP heads, distilled into one on the rows without a label.
+
+    python train.py --config=configs/distill.py --config.data.source=npz:DIR
+
+Each of the ten learns from a graph of nearest rows too (`graph=True`): semi-supervised,
+an ensemble, and one head that is shipped. Rows of label -1, or an empty one, are those
+to learn from.
+
+On its default, the digits of scikit-learn, the learning curve hides all but 1, 3, 5 and
+10 labels a class. Expected: test accuracy 0.961 with all of them, and with so few 0.805,
+0.860, 0.877 and 0.911, in 120 s of CPU time on 2 cores, cold.
+"""
+
+from flaxhead import (
+    Config,
+    CurveConfig,
+    DataConfig,
+    HeadConfig,
+    OptimizerConfig,
+    TrainConfig,
+)
+
+
+def get_config() -> Config:
+    """Returns the settings."""
+    return Config(
+        data=DataConfig(unlabelled="keep"),
+        heads=(
+            HeadConfig(
+                "mlp",
+                normalization="standardize",
+                zero_init=False,
+                graph=True,
+                members=10,
+                distill=True,
+            ),
+        ),
+        optimizer=OptimizerConfig("adam", learning_rate=(3e-3,)),
+        train=TrainConfig(steps=300),
+        curve=CurveConfig(shots=(1, 3, 5, 10), repeats=3),
+    )

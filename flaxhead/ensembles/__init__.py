@@ -1,0 +1,70 @@
+"""Several heads as one, and what is done with their predictions."""
+
+from flaxhead.ensembles.fits import (
+    Offset,
+    averaged,
+    bagging,
+    boosted,
+    boosting,
+    cosine_cycles,
+    offset,
+    snapshots,
+    stacked,
+    stacking,
+)
+from flaxhead.ensembles.heads import (
+    batch_ensemble,
+    ensemble,
+    mc_dropout,
+    members,
+    mimo,
+    packed,
+    pooled,
+    supervised_members,
+)
+from flaxhead.ensembles.pooling import (
+    Diversity,
+    Uncertainty,
+    diversity,
+    fold_linear,
+    member_scores,
+    pool_logits,
+    pool_probabilities,
+    uncertainty,
+)
+from flaxhead.ensembles.selection import greedy_selection
+from flaxhead.ensembles.soups import greedy_soup, shared_start, soup, soups
+
+__all__ = [
+    "Diversity",
+    "Offset",
+    "Uncertainty",
+    "averaged",
+    "bagging",
+    "batch_ensemble",
+    "boosted",
+    "boosting",
+    "cosine_cycles",
+    "diversity",
+    "ensemble",
+    "fold_linear",
+    "greedy_selection",
+    "greedy_soup",
+    "mc_dropout",
+    "member_scores",
+    "members",
+    "mimo",
+    "offset",
+    "packed",
+    "pool_logits",
+    "pool_probabilities",
+    "pooled",
+    "shared_start",
+    "snapshots",
+    "soup",
+    "soups",
+    "stacked",
+    "stacking",
+    "supervised_members",
+    "uncertainty",
+]
