@@ -3,14 +3,14 @@
     python benchmarks/bench_few_labels.py [banking77 sst2 cifar10]
         [--shots 1 5 10 20] [--draws 10] [--C 10]
 
-Draws so many labels a class; the other rows of `train.npz` count as unlabelled. Heads are
-scored on the rows of `test.npz` (a fifth of the training rows where there is none):
+Draws so many labels a class; the other rows of `train.npz` count as unlabelled. Heads
+are scored on the rows of `test.npz` (a fifth of the training rows where there is none):
 logistic regression on the labelled rows, the votes of the graph alone, carried over to
 the test rows by their neighbours, the product of both, one linear head fitted to the
-product (`flaxhead.with_graph`), self-training, and linear heads trained by Adam, without
-and with two consistency terms whose views are noise and dropped features. One setting for
-all sets and numbers of labels; no choice sees a test row. Embeddings are in the folder
-that FLAXHEAD_DATA names (default: data).
+product (`flaxhead.with_graph`), self-training, and linear heads trained by Adam,
+without and with consistency terms whose views are noise and dropped features. One
+setting for all sets and numbers of labels; no choice sees a test row. Embeddings are in
+the folder that FLAXHEAD_DATA names (default: data).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Consistency: noisy views of a row without a label should get the label of its own.
 
-    python train.py --config=configs/consistency.py --config.consistency.method=flexmatch
+    python train.py --config=configs/consistency.py --config.consistency.method=uda
 
 FixMatch by default (`flaxhead.CONSISTENCY` has the others) on a linear head, trained by
 Adam. Rows of label -1, or an empty one, are those to learn from. On the digits of

@@ -150,7 +150,9 @@ def test_linear_members_fold_into_one_head():
     np.testing.assert_array_equal(found["kernel"], params["output"]["kernel"][0])
 
 
-@pytest.mark.parametrize("head", [mlp(2, width=4), cosine(2), linear(2)], ids=str)
+@pytest.mark.parametrize(
+    "head", [mlp(2, width=4), cosine(2), linear(2)], ids=("mlp", "cosine", "linear")
+)
 def test_others_do_not_fold(head):
     params = head.init(jax.random.key(0), rows())
     if set(params) != {"output"} or "kernel" not in params["output"]:

@@ -632,7 +632,7 @@ def test_refused_settings(make, sentence):
 # Conventions.
 
 
-@pytest.mark.parametrize("factory", HEADS.values(), ids=str)
+@pytest.mark.parametrize("factory", HEADS.values(), ids=HEADS)
 def test_factories_take_classes_and_the_rest_by_keyword(factory):
     first, *rest = inspect.signature(factory).parameters.values()
     assert first.name == "classes"
