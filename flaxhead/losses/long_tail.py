@@ -84,8 +84,8 @@ def ldam(
     """Cross-entropy with a margin, larger for rarer classes, in front of the label's.
 
     The logit of the label's class is lowered by `max_margin * (count / least)^(-1/4)`,
-    and then all are multiplied by `scale`. A soft label costs the average of its
-    classes.
+    and then all are multiplied by `scale`: probabilities are those of `scale` times the
+    logits. A soft label costs the average of its classes.
 
     Source: Cao et al., 2019, "Learning imbalanced datasets with label-distribution-
     aware margin loss".
