@@ -132,8 +132,8 @@ def output(config: Config, task: str) -> Output:
     """Returns how logits become probabilities, `softmax` or `sigmoid`.
 
     Raises:
-      ValueError: a softmax loss for several labels a row, or logits adjusted by the
-        shares of classes that don't exclude each other.
+      ValueError: a softmax loss for several labels a row, or what is for classes that
+        exclude each other with a sigmoid loss.
     """
     name = _loss_name(config, task)
     kind: Output = "sigmoid" if name in losses.SIGMOID else "softmax"
@@ -146,6 +146,22 @@ def output(config: Config, task: str) -> Output:
         raise ValueError(
             f"loss.logit_adjustment is {config.loss.logit_adjustment}, which is for "
             f"classes that exclude each other, and loss.name is {name!r}; set it to 0"
+        )
+    several = [
+        f"heads.{number}.{setting}"
+        for number, head in enumerate(config.heads)
+        for setting, is_set in (
+            ("members", head.members > 1),
+            ("graph", head.graph),
+        )
+        if is_set
+    ]
+    if config.consistency.method != "none":
+        several.append("consistency.method")
+    if kind == "sigmoid" and several:
+        raise ValueError(
+            f"{several[0]} is set, which is for classes that exclude each other, and "
+            f"the loss is {name!r}; leave it out, or use a softmax loss"
         )
     return kind
 
@@ -653,6 +669,11 @@ def _check_members(where: str, head: HeadConfig) -> None:
 def _check_consistency(config: Config) -> None:
     asked = config.consistency
     _one_of("consistency.method", asked.method, ("none", *CONSISTENCY))
+    if asked.method != "none" and all(head.name in SOLVED for head in config.heads):
+        raise ValueError(
+            f"consistency.method is {asked.method!r}, but heads are solved and not "
+            f"trained by steps; set it to 'none', or add one of {', '.join(heads.HEADS)}"
+        )
     _at_least("consistency.ratio", asked.ratio, 1)
     _within("consistency.weight", asked.weight, 0, np.inf)
     for name, high in (("noise", np.inf), ("feature_dropout", 1)):

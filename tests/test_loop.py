@@ -15,6 +15,7 @@ from sklearn.utils.class_weight import compute_class_weight
 import flaxhead
 from flaxhead import (
     Config,
+    ConsistencyConfig,
     HeadConfig,
     LossConfig,
     OptimizerConfig,
@@ -346,6 +347,58 @@ def test_pooling_that_does_not_fit_is_refused(tmp_path, make, pool, sentence):
     with pytest.raises(ValueError, match=sentence):
         run(config, tmp_path / "run", data=make())
     assert not (tmp_path / "run").exists()
+
+
+FIXMATCH = ConsistencyConfig("fixmatch")
+SIGMOID = LossConfig("sigmoid_binary_cross_entropy")
+
+
+@pytest.mark.parametrize(
+    ("head", "other", "sentence"),
+    [
+        ({}, {"consistency": ConsistencyConfig("fixmach")}, "consistency.method is"),
+        (
+            {"name": "logistic"},
+            {"consistency": FIXMATCH},
+            "consistency.method is 'fixmatch', but heads are solved",
+        ),
+        (
+            {},
+            {"consistency": ConsistencyConfig("uda", noise=(0.1,))},
+            "consistency.noise is .* expected two numbers",
+        ),
+        ({}, {"consistency": FIXMATCH, "loss": SIGMOID}, "consistency.method is set"),
+        ({"members": 2}, {"loss": SIGMOID}, "heads.0.members is set, which is for"),
+        ({"name": "ridge", "members": 2}, {}, "heads.0.members is 2, but 'ridge'"),
+        ({"name": "ridge", "graph": True}, {}, "heads.0.graph is True, but 'ridge'"),
+        ({"distill": True}, {}, "heads.0.distill is True, but there is one member"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(tmp_path, head, other, sentence):
+    config = dataclasses.replace(
+        settings(HeadConfig(**{"name": "linear", **head})), **other
+    )
+    with pytest.raises(ValueError, match=sentence):
+        run(config, tmp_path / "run", data=three_splits())
+    assert not (tmp_path / "run").exists()
+
+
+def test_rows_without_a_label_are_learned_from(tmp_path):
+    """In a run with consistency: whether they are there shows, and where they lie."""
+    config = settings(
+        HeadConfig("linear"),
+        consistency=ConsistencyConfig("pi", weight=(3.0,), ratio=1),
+        data=flaxhead.DataConfig(unlabelled="keep"),
+    )
+    results = []
+    for hidden, shift in ((0, 0), (50, 0), (50, 9)):
+        train = split(200, 0)
+        train["labels"][:hidden] = -1
+        train["embeddings"][:hidden] += shift
+        data = arrays(train, val=split(150, 1), test=split(600, 2), config=config.data)
+        found = run(config, tmp_path / f"{hidden} {shift}", data=data)
+        results.append(found["val"]["nll"])
+    assert len(set(results)) == 3
 
 
 def test_a_rate_of_zero_is_a_candidate_like_others(tmp_path):
