@@ -672,7 +672,7 @@ def _check_consistency(config: Config) -> None:
     if asked.method != "none" and all(head.name in SOLVED for head in config.heads):
         raise ValueError(
             f"consistency.method is {asked.method!r}, but heads are solved and not "
-            f"trained by steps; set it to 'none', or add one of {', '.join(heads.HEADS)}"
+            f"trained by steps; set it to 'none', or add {', '.join(heads.HEADS)}"
         )
     _at_least("consistency.ratio", asked.ratio, 1)
     _within("consistency.weight", asked.weight, 0, np.inf)

@@ -332,6 +332,7 @@ CALLED = {
     "DataConfig": {"config", "data"},
     "HeadConfig": {"head", "config"},
     "LossConfig": {"loss"},
+    "ConsistencyConfig": {"asked", "consistency"},
     "OptimizerConfig": {"optimizer"},
     "TrainConfig": {"train"},
     "SelectionConfig": {"selection"},

@@ -195,12 +195,16 @@ def several_labels(folder):
     return fh.run(config, folder, data=data)
 
 
+CORRUPTED = ("with `data.imbalance`", "with `data.label_noise`")
+
+
 @pytest.mark.parametrize(
     ("run", "without"),
     [
         (
             one_label,
             [
+                *CORRUPTED,
                 *("several labels a row", "rows without a label"),
                 "of a published protocol",
             ],
@@ -208,6 +212,7 @@ def several_labels(folder):
         (
             several_labels,
             [
+                *CORRUPTED,
                 *("one label a row", "rows without a label", "read from a source"),
                 "of a published protocol",
             ],
