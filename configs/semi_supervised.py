@@ -13,17 +13,20 @@ hides all but 1, 3, 5 and 10 a class. Expected: test accuracy 0.955, NLL 0.162 w
 labels, and with so few 1.175, 0.518, 0.474 and 0.338, in 60 s on 2 cores, cold.
 """
 
-from flaxhead import Config, CurveConfig, DataConfig, HeadConfig, SelectionConfig
+from flaxhead import (
+    SEMI_SUPERVISED,
+    Config,
+    CurveConfig,
+    DataConfig,
+    SelectionConfig,
+)
 
 
 def get_config() -> Config:
     """Returns the settings."""
     return Config(
         data=DataConfig(unlabelled="keep"),
-        heads=(
-            HeadConfig("logistic", C=(0.1, 1.0, 10.0, 100.0)),
-            HeadConfig("semi_supervised", C=(0.1, 1.0, 10.0)),
-        ),
+        heads=SEMI_SUPERVISED,
         selection=SelectionConfig(metric="nll", folds=5, extend=0),
         curve=CurveConfig(shots=(1, 3, 5, 10), repeats=3),
     )

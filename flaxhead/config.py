@@ -113,7 +113,10 @@ class HeadConfig:
     can be tens of times too small (`logistic`)."""
 
 
-SEMI_SUPERVISED = (HeadConfig("logistic"), HeadConfig("semi_supervised"))
+SEMI_SUPERVISED = (
+    HeadConfig("logistic", C=(0.1, 1.0, 10.0, 100.0)),
+    HeadConfig("semi_supervised", C=(0.1, 1.0, 10.0)),
+)
 """With the rows that have no label and without: the better one wins."""
 
 LADDER = (

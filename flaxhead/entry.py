@@ -33,7 +33,7 @@ def fit(
     groups: Any = None,
     class_names: Sequence[str] | None = None,
     metric: str = "auto",
-    rule: str = "one_standard_error",
+    rule: str = "auto",
     folds: int = 5,
     seed: int = 0,
     backbone: str = "",
@@ -45,20 +45,22 @@ def fit(
     Every candidate is fitted without each fold and scored on it; the winner is fitted
     again on all rows. What to expect of it on new rows is in
     `head.bundle.metrics["corrected"]`, with an interval that accounts for the choice,
-    and what was chosen in `head.bundle.metrics["selected"]`.
+    what was chosen in `head.bundle.metrics["selected"]`, and by how much it is better
+    than the other heads in `head.bundle.metrics["comparisons"]`.
 
     Args:
       embeddings: `[rows, dim]`, any float type.
       labels: `[rows]` names or integers (a class each), or `[rows, classes]`.
       heads: `auto` (nearest mean, ridge, logistic regression, MLP: the simplest within
         one standard error of the best), the name of one head, or settings of heads.
-        `semi_supervised` is logistic regression with a graph of all rows and without:
-        rows of label -1 are those to learn from.
+        `semi_supervised` is logistic regression with a graph of all rows and without,
+        the better one by NLL: rows of label -1 are those to learn from.
       weights: `[rows]`, 0 or more; None: all 1.
       groups: `[rows]`; the rows of a group, such as a patient, stay in one fold.
       class_names: what integer labels stand for.
       metric: a name of `flaxhead.METRICS`, or `auto`.
-      rule: `one_standard_error`, or `best`.
+      rule: `one_standard_error`, or `best`; `auto`: the first, but for
+        `semi_supervised`.
       folds: how many, 2 or more.
       seed: of the folds, and of what is drawn at random.
       backbone: name of the frozen model, recorded in the head.
@@ -85,8 +87,11 @@ def fit(
     elif not isinstance(heads, str):
         ladder = tuple(heads)
     elif heads != "auto":
-        pair = heads == "semi_supervised"
-        ladder = SEMI_SUPERVISED if pair else (HeadConfig(heads),)
+        ladder = (HeadConfig(heads),)
+    if heads == "semi_supervised":
+        ladder = SEMI_SUPERVISED
+        metric = "nll" if metric == "auto" else metric
+        rule = "best" if rule == "auto" else rule
     config = Config(
         data=DataConfig(
             source="arrays",
@@ -99,7 +104,7 @@ def fit(
         train=TrainConfig(seeds=(seed,)),
         selection=SelectionConfig(
             metric=metric,
-            rule=rule,
+            rule="one_standard_error" if rule == "auto" else rule,
             folds=folds,
             fold_by="stratified" if groups is None else "grouped",
         ),

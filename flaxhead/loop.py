@@ -661,7 +661,7 @@ def _search(
     display.close()
     seconds = time.perf_counter() - clock
     found = outcome.found
-    kept = ("val", "test", "test_looks", "corrected")
+    kept = ("val", "test", "test_looks", "corrected", "comparisons")
     metrics = {name: outcome.scores[name] for name in kept}
     won = found.candidates[found.selection.winner].hyperparameters
     chosen = _bundle(plan, found.head, won, found.params, found.statistics)

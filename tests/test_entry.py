@@ -72,3 +72,21 @@ def test_bad_arguments_are_refused_in_a_sentence(change, words):
     with pytest.raises(ValueError, match=words) as refused:
         fh.fit(**{"embeddings": x, "labels": y, "heads": "ridge", **change})
     assert "\n" not in str(refused.value)
+
+
+def test_semi_supervised_is_with_the_other_rows_or_without():
+    """By NLL, so that it is said whether the rows without a label help."""
+    draw = np.random.default_rng(0)
+    labels = np.arange(120) % 3
+    angle = labels * 2.1 + draw.uniform(-0.7, 0.7, 120)
+    x = np.stack([np.cos(angle), np.sin(angle)], axis=1).astype(np.float32)
+    few = np.where(np.arange(120) < 18, labels, -1)
+    head = fh.fit(x, few, heads="semi_supervised", folds=3)
+    told = head.bundle.metrics
+    assert "nll" in told["corrected"]
+    assert told["selected"]["head"] in ("logistic", "semi_supervised")
+    assert {one["head"] for one in told["comparisons"]} | {
+        told["selected"]["head"]
+    } == {"logistic", "semi_supervised"}
+    right = np.mean(np.asarray(head.predict(x)) == labels)
+    assert right > 0.97
