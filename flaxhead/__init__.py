@@ -1,8 +1,6 @@
 """flaxhead: classification heads on frozen embeddings, as one compiled program."""
 
-from flaxhead.acquisition import (
-    acquire,
-)
+from flaxhead.acquisition import acquire
 from flaxhead.base import (
     Batch,
     Fit,
@@ -96,12 +94,7 @@ from flaxhead.losses import (
     symmetric_cross_entropy,
 )
 from flaxhead.metrics import METRICS, evaluate
-from flaxhead.noisy_labels import (
-    co_teaching,
-    label_errors,
-    prune,
-    twins,
-)
+from flaxhead.noisy_labels import co_teaching, label_errors, prune, twins
 from flaxhead.objectives import (
     CONSISTENCY,
     cached,
@@ -122,13 +115,7 @@ from flaxhead.objectives import (
     vat,
     with_view,
 )
-from flaxhead.optim import (
-    OPTIMIZERS,
-    SCHEDULES,
-    elastic_net,
-    max_norm,
-    optimizer,
-)
+from flaxhead.optim import OPTIMIZERS, SCHEDULES, elastic_net, max_norm, optimizer
 from flaxhead.priors import (
     adjust_logits,
     balanced_weights,

@@ -20,6 +20,8 @@ import jax
 Array: TypeAlias = jax.Array
 PyTree: TypeAlias = Any
 Params: TypeAlias = Any
+# Rows are numbered by int32, and their keys folded in by it: none has this number.
+_SUM = 2**32 - 2
 
 
 class Tokens(NamedTuple):
@@ -151,7 +153,7 @@ class Objective(NamedTuple):
         ) -> tuple[dict[str, Sums], PyTree]:
             # The first keeps its key: adding a term of weight 0 then changes nothing.
             sums, first = self.apply(params, memory[0], batch, key)
-            own = jax.random.fold_in(key, len(sums))
+            own = jax.random.fold_in(jax.random.fold_in(key, _SUM), len(sums))
             more, second = other.apply(params, memory[1], batch, own)
             sums = dict(sums)
             for name, term in more.items():

@@ -659,10 +659,10 @@ def _check_members(where: str, head: HeadConfig) -> None:
             f"{where}.distill is True, but there is one member and nothing to distill; "
             f"set {where}.members above 1"
         )
-    if head.graph and head.name in SOLVED and head.name != "logistic":
+    if head.graph and head.name in SOLVED:
         raise ValueError(
-            f"{where}.graph is True, but {head.name!r} is not fitted to soft labels; "
-            f"expected logistic, or one of {', '.join(heads.HEADS)}"
+            f"{where}.graph is True, but {head.name!r} is solved; expected "
+            f"semi_supervised, which is logistic with it, or {', '.join(heads.HEADS)}"
         )
 
 

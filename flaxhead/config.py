@@ -104,7 +104,8 @@ class HeadConfig:
     (`linear`, `mlp`, `cosine`)."""
     graph: bool = False
     """Fit it to what it says together with a graph of nearest rows, which rows without
-    a label are part of (`logistic`, `linear`, `mlp`, `cosine`)."""
+    a label are part of (`linear`, `mlp`, `cosine`; of `logistic` it is
+    `semi_supervised`)."""
     distill: bool = False
     """Ship one head, fitted to what the members say of the rows without a label."""
     tolerance: float = 1e-7

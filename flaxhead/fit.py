@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -14,14 +16,13 @@ from flaxhead.base import (
     MakeLearner,
     Params,
 )
+from flaxhead.objectives import rows
 from flaxhead.sampling import batch_rows, labelled_first, mixed_rows
 
 
 def known(data: Batch, weights: Array) -> Array:
     """Returns `bool [rows]`, the rows whose label a fit may read."""
-    labels = data.labels
-    given = labels >= 0 if labels.ndim == 1 else ~jnp.any(jnp.isnan(labels), axis=1)
-    return given & (data.weights * weights > 0)
+    return rows.known(data._replace(weights=data.weights * weights))
 
 
 def hide(data: Batch, weights: Array) -> Batch:
@@ -77,12 +78,12 @@ def train(
         data: Batch, weights: Array, hyperparameters: Hyperparameters, key: Array
     ) -> Params:
         learner = make_learner(hyperparameters)
-        rows = data.labels.shape[0]
-        size = min(batch_size, rows)
+        count = data.labels.shape[0]
+        size = min(batch_size, count)
         state_key, order_key = jax.random.split(key)
         if unlabelled:
             data = hide(data, weights)
-            order = labelled_first(data.labels, data.weights)
+            order = labelled_first(rows.known(data))
         else:
             data, order = data._replace(weights=data.weights * weights), None
 
@@ -92,12 +93,12 @@ def train(
                 index, there = mixed_rows(
                     order_key, step, order, sizes, jnp.arange(sum(sizes))
                 )
-                rows_of = jax.tree.map(lambda leaf: leaf[index], data)
-                return rows_of._replace(weights=jnp.where(there, rows_of.weights, 0))
+                drawn = jax.tree.map(lambda leaf: leaf[index], data)
+                return drawn._replace(weights=jnp.where(there, drawn.weights, 0))
             index = batch_rows(
                 order_key,
                 step.astype(jnp.uint32) * jnp.uint32(size),
-                rows=rows,
+                rows=count,
                 positions=jnp.arange(size),
             )
             return jax.tree.map(lambda leaf: leaf[index], data)
@@ -193,8 +194,7 @@ def deal(labels: Array, index: Array, folds: int, key: Array) -> Array:
     >>> sorted(fold[:2].tolist()), sorted(fold[2:4].tolist()), int(fold[4])
     ([0, 1], [0, 1], 2)
     """
-    keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, index)
-    draw = jax.vmap(jax.random.bits)(keys)
+    draw = jax.vmap(jax.random.bits)(rows.row_keys(key, index))
     order = jnp.lexsort((draw, labels))
     unlabelled = jnp.sum(labels < 0)
     dealt = (jnp.arange(len(labels)) - unlabelled) % folds
@@ -223,7 +223,42 @@ def out_of_fold(fit: Fit, head: Head, fold: Array, *, folds: int) -> Fit:
         data: Batch, weights: Array, hyperparameters: Hyperparameters, key: Array
     ) -> Params:
         params = cross_fit(fit, fold, folds=folds)(data, weights, hyperparameters, key)
-        logits = jax.vmap(head.apply, in_axes=(0, None))(params, data.x)
-        return jnp.take_along_axis(logits, (fold % folds)[None, :, None], axis=0)[0]
+        return _held_out(head, params, data.x, fold)
 
     return run
+
+
+def refitted(fit: Fit, head: Head, fold: Array, *, folds: int) -> Fit:
+    """Returns the logits of `out_of_fold`, and the parameters of a fit to all rows.
+
+    The latter is a lane more of the same program, which shares with the others what
+    does not depend on the fold. Arguments are those of `out_of_fold`.
+
+    >>> from flaxhead.heads import linear
+    >>> from flaxhead.solvers import ridge
+    >>> data = Batch(jnp.eye(4), jnp.array([0, 1, 0, 1]), jnp.ones(4), jnp.arange(4))
+    >>> run = refitted(ridge(2), linear(2), jnp.array([0, 0, 1, 1]), folds=2)
+    >>> settings = {"alpha": jnp.ones(())}
+    >>> logits, params = run(data, jnp.ones(4), settings, jax.random.key(0))
+    >>> logits.shape, params["output"]["kernel"].shape
+    ((4, 2), (4, 2))
+    """
+    # No row is left out of the lane after the last fold.
+    lane = jnp.where(fold >= folds, folds + 1, fold)
+    every = cross_fit(fit, lane, folds=folds + 1)
+
+    def run(
+        data: Batch, weights: Array, hyperparameters: Hyperparameters, key: Array
+    ) -> Params:
+        params = every(data, weights, hyperparameters, key)
+        held = jax.tree.map(lambda leaf: leaf[:-1], params)
+        whole = jax.tree.map(lambda leaf: leaf[-1], params)
+        return _held_out(head, held, data.x, fold), whole
+
+    return run
+
+
+def _held_out(head: Head, params: Params, x: Any, fold: Array) -> Array:
+    """Logits of each row by the head of its fold, `[rows, classes]`."""
+    every = jax.vmap(head.apply, in_axes=(0, None))(params, x)
+    return every[fold % len(every), jnp.arange(len(fold))]

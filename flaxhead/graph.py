@@ -15,7 +15,7 @@ from jax import lax
 from jax.scipy.sparse.linalg import cg
 
 from flaxhead.base import Array
-from flaxhead.heads.neighbours import nearest
+from flaxhead.heads.neighbours import nearest, nearest_others
 from flaxhead.heads.normalize import unit
 from flaxhead.moments import divisor
 
@@ -69,10 +69,8 @@ def knn_graph(
     x = jnp.where((weights > 0)[:, None], unit(x), 0)
 
     def one(row: Array) -> tuple[Array, Array]:
-        similarity, found = nearest(x[row], x, weights, k + 1, block)
-        similarity = jnp.where(found == row, -jnp.inf, similarity)
-        best, place = lax.top_k(similarity, min(k, rows - 1))
-        return jnp.where(weights[row] > 0, jnp.maximum(best, 0), 0), found[place]
+        best, found = nearest_others(row, x, weights, k, block)
+        return jnp.where(weights[row] > 0, jnp.maximum(best, 0), 0), found
 
     similarity, neighbours = lax.map(one, jnp.arange(rows), batch_size=_ROWS_AT_ONCE)
     return _normalized(neighbours, similarity**power)

@@ -27,6 +27,7 @@ from flaxhead.base import (
 )
 from flaxhead.fit import deal, known, out_of_fold
 from flaxhead.moments import class_shares, divisor, exact
+from flaxhead.objectives.rows import row_keys
 
 
 class LabelErrors(NamedTuple):
@@ -254,7 +255,7 @@ def co_teaching(
         weights = jnp.where(present, batch.weights, 0)
 
         def losses(name: str, key: Array) -> Array:
-            keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, batch.index)
+            keys = row_keys(key, batch.index)
             logits = head.apply(params[name], batch.x, key=keys, train=True)
             return loss(logits, batch.labels, where=present)
 

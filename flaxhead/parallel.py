@@ -26,6 +26,7 @@ from flaxhead.base import (
     State,
 )
 from flaxhead.metrics import Output, ScoreSums, score_sums
+from flaxhead.objectives.rows import known
 from flaxhead.sampling import batch_rows, labelled_first, mixed_rows
 
 AXIS = "devices"
@@ -355,7 +356,7 @@ def _train(
     slots = progress.losses.shape[1]
     order = None
     if problem.unlabelled:
-        order = labelled_first(data.labels, data.weights)
+        order = labelled_first(known(data))
 
     def batch(step: Array) -> Batch:
         # Where the batch does not divide by the devices the last one pads.

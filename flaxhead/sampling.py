@@ -44,20 +44,17 @@ def batch_rows(
     return _swap_or_not(position, epoch, words, rows).astype(jnp.int32)
 
 
-def labelled_first(labels: Array, weights: Array) -> tuple[Array, Array]:
+def labelled_first(labelled: Array) -> tuple[Array, Array]:
     """Returns the numbers of all rows, those that have a label first, and their count.
 
     Args:
-      labels: `int32 [rows]` (-1: none), or `[rows, classes]` (a NaN: none).
-      weights: `[rows]`; a row of weight 0 counts as one without.
+      labelled: `bool [rows]`.
 
-    >>> order, count = labelled_first(jnp.array([-1, 2, -1, 0]), jnp.ones(4))
+    >>> order, count = labelled_first(jnp.array([False, True, False, True]))
     >>> order.tolist(), int(count)
     ([1, 3, 0, 2], 2)
     """
-    given = labels >= 0 if labels.ndim == 1 else ~jnp.any(jnp.isnan(labels), axis=1)
-    given &= weights > 0
-    return jnp.argsort(~given, stable=True), jnp.sum(given)
+    return jnp.argsort(~labelled, stable=True), jnp.sum(labelled)
 
 
 def mixed_rows(

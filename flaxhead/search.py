@@ -190,6 +190,7 @@ def programs(question: Question, *, rows: int) -> list[Programs]:
         data=DataConfig(),
         heads=tuple(map(build.structure, config.heads)),
         loss=replace(config.loss, label_smoothing=()),
+        consistency=replace(config.consistency, weight=()),
         optimizer=replace(config.optimizer, learning_rate=(), weight_decay=()),
         train=replace(config.train, seeds=()),
     )

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from flaxhead.base import Array, Batch, Fit, Head, Hyperparameters, Params
-from flaxhead.fit import deal, known, out_of_fold
+from flaxhead.fit import deal, known, refitted
 from flaxhead.graph import (
     balance,
     induct,
@@ -254,14 +254,14 @@ def guard(
     def run(
         data: Batch, weights: Array, hyperparameters: Hyperparameters, key: Array
     ) -> Params:
-        cut_key, cross_key, key = jax.random.split(key, 3)
+        cut_key, key = jax.random.split(key)
         labelled = known(data, weights)
         of = class_shares(data.labels, classes)
         own = jnp.where(labelled, jnp.argmax(of, axis=1), -1)
         fold = deal(own, data.index, folds, cut_key)
         arguments = data, weights, hyperparameters
-        first, second = (
-            out_of_fold(one, head, fold, folds=folds)(*arguments, cross_key)
+        (first, plain), (second, more) = (
+            refitted(one, head, fold, folds=folds)(*arguments, key)
             for one in (supervised, semi)
         )
         counts = jnp.zeros(classes).at[own].add(jnp.where(labelled, 1, 0))
@@ -275,7 +275,6 @@ def guard(
         tried = jnp.asarray(sorted(shares, reverse=True), jnp.float32)
         # Of equals the first, which is the most of the second, is taken.
         share = tried[jnp.argmin(jax.lax.map(nll, tried))]
-        plain, more = supervised(*arguments, key), semi(*arguments, key)
         return jax.tree.map(
             lambda a, b: jnp.where(
                 share == 0, a, jnp.where(share == 1, b, (1 - share) * a + share * b)

@@ -11,22 +11,16 @@ import pytest
 from scipy.special import log_softmax, softmax
 
 from flaxhead import objectives
-from flaxhead.base import Batch, Objective
+from flaxhead.base import Batch, Objective, Sums
 from flaxhead.heads import linear, mlp
 from flaxhead.losses import softmax_cross_entropy
 from flaxhead.objectives import CONSISTENCY
-from flaxhead.objectives.mixing import known
+from flaxhead.objectives.rows import known, row_keys, side_key
 from flaxhead.step import learner
 
+pytestmark = pytest.mark.usefixtures("compile_quickly")
+
 ROWS, DIM, CLASSES = 24, 4, 3
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _compile_quickly():
-    """Two large programs run for a moment: half of their time would be compilation."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def example(seed, *, spread=1.0):
@@ -558,3 +552,22 @@ def test_the_table_has_one_signature(name):
     first, *rest = parameters.values()
     assert first.kind is first.POSITIONAL_OR_KEYWORD
     assert all(one.kind is one.KEYWORD_ONLY for one in rest)
+
+
+def test_terms_of_a_sum_have_keys_that_no_row_has():
+    """The first term's key is the sum's; no other is one of its rows' or views'."""
+    seen = []
+
+    def apply(params, memory, batch, key):
+        seen.append(jax.random.key_data(key).tolist())
+        return {"term": Sums(jnp.zeros(()), jnp.ones(()))}, memory
+
+    one = Objective(lambda params: (), apply)
+    several = one + (one + one) + 2.0 * one
+    key = jax.random.key(3)
+    several.apply((), several.init(()), None, key)
+    taken = [key, *row_keys(key, jnp.arange(64)), *(side_key(key, i) for i in range(8))]
+    taken = [jax.random.key_data(one).tolist() for one in taken]
+    assert seen[0] == taken[0]
+    assert len({tuple(one) for one in seen}) == 4
+    assert not any(one in taken for one in seen[1:])

@@ -5,7 +5,6 @@ import hashlib
 import json
 import math
 
-import jax
 import numpy as np
 import oracles
 import pytest
@@ -26,16 +25,10 @@ from flaxhead import (
 )
 from flaxhead.loop import run
 
+pytestmark = pytest.mark.usefixtures("compile_quickly")
+
 NAMES = ("ant", "bee", "cat")
 TRAIN = TrainConfig(batch_size=32, steps=60, evaluations=6, devices=1)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def compile_quickly():
-    """Less optimised code is code of the same meaning, and compiles in a third."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def split(rows, seed, dim=5):
@@ -371,6 +364,7 @@ SIGMOID = LossConfig("sigmoid_binary_cross_entropy")
         ({"members": 2}, {"loss": SIGMOID}, "heads.0.members is set, which is for"),
         ({"name": "ridge", "members": 2}, {}, "heads.0.members is 2, but 'ridge'"),
         ({"name": "ridge", "graph": True}, {}, "heads.0.graph is True, but 'ridge'"),
+        ({"name": "logistic", "graph": True}, {}, "expected semi_supervised, which is"),
         ({"distill": True}, {}, "heads.0.distill is True, but there is one member"),
     ],
 )

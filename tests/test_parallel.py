@@ -26,6 +26,8 @@ from flaxhead.objectives import supervised
 from flaxhead.sampling import batch_rows
 from flaxhead.step import learner
 
+pytestmark = pytest.mark.usefixtures("compile_quickly")
+
 CLASSES, DIM, ROWS, VAL_ROWS = 4, 6, 203, 101
 SPLITS = ("batch", "candidates")
 HEADS = {
@@ -122,14 +124,6 @@ def trained(program, chunks):
         jax.block_until_ready(progress.diverged_at)
         done += steps
     return progress
-
-
-@pytest.fixture(autouse=True, scope="module")
-def compile_quickly():
-    """Less optimised code is code of the same meaning, and compiles in a third."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @functools.cache

@@ -11,15 +11,9 @@ from flaxhead.base import Batch, Head, Tokens
 from flaxhead.heads import linear, pool
 from flaxhead.objectives import entropy, marginal_entropy, r_drop, ramp, vat
 
+pytestmark = pytest.mark.usefixtures("compile_quickly")
+
 ROWS, DIM, CLASSES = 9, 4, 3
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _compile_quickly():
-    """Programs run for a moment: half of their time would be compilation."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 KEY = jax.random.key(1)

@@ -25,16 +25,10 @@ from flaxhead.objectives import (
     with_view,
 )
 
+pytestmark = pytest.mark.usefixtures("compile_quickly")
+
 ROWS, TOKENS, DIM, CLASSES = 16, 5, 3, 4
 KEY = jax.random.key(0)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _compile_quickly():
-    """Programs run for a moment: half of their time would be compilation."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def example(kind="vectors"):

@@ -11,7 +11,7 @@ from jax import lax
 
 from flaxhead.acquisition.clusters import kmeans
 from flaxhead.base import Array
-from flaxhead.heads.neighbours import nearest
+from flaxhead.heads.neighbours import nearest, nearest_others
 from flaxhead.moments import divisor, exact
 
 _BLOCK = 4096
@@ -101,9 +101,7 @@ def mean_distance(x: Array, present: Array, cluster: Array, sizes: Array) -> Arr
 
     def one(row: Array) -> Array:
         own = present & (cluster == cluster[row])
-        similarity, found = nearest(x[row], x, own, _NEIGHBOURS + 1, _BLOCK)
-        similarity = jnp.where(found == row, -jnp.inf, similarity)
-        similarity, _ = lax.top_k(similarity, min(_NEIGHBOURS, len(similarity)))
+        similarity, _ = nearest_others(row, x, own, _NEIGHBOURS, _BLOCK)
         distance = jnp.sqrt(jnp.maximum(2 - 2 * similarity, 0))
         count = jnp.clip(sizes[cluster[row]] // 2, 1, _NEIGHBOURS)
         counted = jnp.arange(len(distance)) < count

@@ -27,8 +27,8 @@ from flaxhead.base import (
     PyTree,
     State,
 )
-from flaxhead.ensembles.heads import members
-from flaxhead.fit import cross_fit, train
+from flaxhead.ensembles.heads import member_key, members
+from flaxhead.fit import refitted, train
 from flaxhead.moments import row_weights
 
 
@@ -386,8 +386,6 @@ def stacking(
     """
     if not fits:
         raise ValueError("fits is empty: expected pairs of a fit and a head")
-    # A lane more, which no row is left out of, is the fit to all rows.
-    lane = jnp.where(fold >= folds, folds + 1, fold)
     inside = (fold >= 0) & (fold < folds)
 
     def run(
@@ -396,11 +394,10 @@ def stacking(
         base, said = [], []
         for number, (fit, head) in enumerate(fits):
             own = jax.random.fold_in(key, number)
-            every = cross_fit(fit, lane, folds=folds + 1)
-            params = every(data, weights, hyperparameters, own)
-            held = jax.tree.map(lambda leaf: leaf[:-1], params)
-            said.append(_out_of_fold(head, held, data.x, fold))
-            base.append(jax.tree.map(lambda leaf: leaf[-1], params))
+            both = refitted(fit, head, fold, folds=folds)
+            logits, params = both(data, weights, hyperparameters, own)
+            said.append(jax.nn.log_softmax(logits))
+            base.append(params)
         features = data._replace(
             x=jax.lax.stop_gradient(jnp.concatenate(said, axis=-1)),
             weights=jnp.where(inside, data.weights, 0),
@@ -427,7 +424,7 @@ def stacked(heads: Sequence[Head], meta: Head) -> Head:
 
     def features(params: Sequence[Params], x: Any, key: Array | None, train: bool):
         said = [
-            head.apply(own, x, key=_own(key, number), train=train)
+            head.apply(own, x, key=_of(key, number), train=train)
             for number, (head, own) in enumerate(zip(heads, params, strict=True))
         ]
         return jnp.concatenate([jax.nn.log_softmax(one) for one in said], axis=-1)
@@ -443,7 +440,7 @@ def stacked(heads: Sequence[Head], meta: Head) -> Head:
     def apply(
         params: Params, x: Any, *, key: Array | None = None, train: bool = False
     ) -> Array:
-        own = _own(key, len(heads))
+        own = _of(key, len(heads))
         said = features(params["base"], x, key, train)
         return meta.apply(params["meta"], said, key=own, train=train)
 
@@ -509,22 +506,8 @@ def _kept(fit: Fit) -> Fit:
     return run
 
 
-def _out_of_fold(head: Head, params: Params, x: Any, fold: Array) -> Array:
-    """Log-probabilities of each row by the head of its fold, `[rows, classes]`."""
-    every = jax.vmap(lambda own: jax.nn.log_softmax(head.apply(own, x)))(params)
-    return every[jnp.clip(fold, 0, len(every) - 1), jnp.arange(len(fold))]
-
-
-def _own(key: Array | None, number: int | Array) -> Array | None:
-    """A key of its own for one of several heads, from none, one, or one a row."""
-    if key is None:
-        return None
-    fold_in = jax.random.fold_in
-    return (
-        fold_in(key, number)
-        if key.ndim == 0
-        else jax.vmap(fold_in, in_axes=(0, None))(key, number)
-    )
+def _of(key: Array | None, number: int) -> Array | None:
+    return None if key is None else member_key(key, number)
 
 
 def _check_count(name: str, count: int) -> None:

@@ -465,12 +465,17 @@ def _signs(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Arra
     return jax.random.rademacher(key, shape, dtype)
 
 
-def _keys(key: Array, count: int) -> Array:
-    """A key a member, `[count]`; of a key a row, `[count, rows]`."""
+def member_key(key: Array, number: int | Array) -> Array:
+    """A member's key, of one key for all rows or of one a row."""
     fold = jax.random.fold_in
     if key.ndim:
         fold = jax.vmap(fold, in_axes=(0, None))
-    return jax.vmap(fold, in_axes=(None, 0))(key, jnp.arange(count))
+    return fold(key, number)
+
+
+def _keys(key: Array, count: int) -> Array:
+    """A key a member, `[count]`; of a key a row, `[count, rows]`."""
+    return jax.vmap(member_key, in_axes=(None, 0))(key, jnp.arange(count))
 
 
 def _check_count(count: int) -> None:

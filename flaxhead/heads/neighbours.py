@@ -107,6 +107,20 @@ def neighbours(
     return Head(init, apply)
 
 
+def nearest_others(
+    row: Array, bank: Array, weights: Array, k: int, block: int
+) -> tuple[Array, Array]:
+    """The rows of the bank most similar to one of them, but itself; as `nearest`.
+
+    Returns:
+      `(similarities, rows)`, each `[min(k, rows - 1)]`.
+    """
+    similarity, rows = nearest(bank[row], bank, weights, k + 1, block)
+    similarity = jnp.where(rows == row, -jnp.inf, similarity)
+    best, place = lax.top_k(similarity, min(k, len(bank) - 1))
+    return best, rows[place]
+
+
 def nearest(
     x: Array, bank: Array, weights: Array, k: int, block: int
 ) -> tuple[Array, Array]:

@@ -16,8 +16,13 @@ import jax
 import jax.numpy as jnp
 
 from flaxhead.base import Array, Batch, Head, Objective, Params, PyTree, Sums, View
-from flaxhead.objectives.mixing import known
-from flaxhead.objectives.rows import row_keys, row_sums, side_key, train_logits
+from flaxhead.objectives.rows import (
+    known,
+    row_keys,
+    row_sums,
+    side_key,
+    train_logits,
+)
 
 Views: TypeAlias = View | tuple[View, ...]
 Divergence: TypeAlias = Callable[[Array, Array], Array]

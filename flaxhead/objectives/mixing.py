@@ -27,7 +27,7 @@ from flaxhead.base import (
     Tokens,
     View,
 )
-from flaxhead.objectives.rows import row_keys, row_sums, side_key
+from flaxhead.objectives.rows import known, row_keys, row_sums, side_key
 from flaxhead.objectives.views import as_tokens
 
 
@@ -187,13 +187,6 @@ def manifold_mixup(
         return {"manifold_mixup": sums}, memory
 
     return Objective(init, apply)
-
-
-def known(batch: Batch) -> Array:
-    """Returns `bool [batch]`, the present rows that have a whole label."""
-    labels = batch.labels
-    given = labels >= 0 if labels.ndim == 1 else ~jnp.any(jnp.isnan(labels), axis=1)
-    return given & (batch.weights > 0)
 
 
 class _Pairs(NamedTuple):

@@ -12,6 +12,13 @@ from flaxhead.base import Array, Batch, Head, Params, Sums
 _NO_ROW = 2**32 - 1  # Rows are numbered by int32: no row's key is taken.
 
 
+def known(batch: Batch) -> Array:
+    """Returns `bool [batch]`, the present rows that have a whole label."""
+    labels = batch.labels
+    given = labels >= 0 if labels.ndim == 1 else ~jnp.any(jnp.isnan(labels), axis=1)
+    return given & (batch.weights > 0)
+
+
 def row_keys(key: Array, index: Array) -> Array:
     """Returns one key a row, of the row's number in the whole data."""
     return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, index)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
 
 from flaxhead.base import Array, Batch, Head, Loss, Objective, Params, PyTree, Sums
+from flaxhead.objectives.rows import row_keys
 
 
 def supervised(head: Head, loss: Loss) -> Objective:
@@ -43,7 +43,7 @@ def supervised(head: Head, loss: Loss) -> Objective:
     def apply(
         params: Params, memory: PyTree, batch: Batch, key: Array
     ) -> tuple[dict[str, Sums], PyTree]:
-        keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, batch.index)
+        keys = row_keys(key, batch.index)
         logits = head.apply(params, batch.x, key=keys, train=True)
         present = _labelled(batch.labels) & (batch.weights > 0)
         losses = loss(logits, batch.labels, where=present, weights=batch.weights)
