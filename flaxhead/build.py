@@ -128,6 +128,29 @@ def check(config: Config) -> None:
     _at_least("checkpoint.every_seconds", config.checkpoint.every_seconds, 0)
 
 
+def check_width(where: str, head: HeadConfig, width: int) -> None:
+    """Refuses embeddings that are not wide enough for a head, or not divisible by it.
+
+    Raises:
+      ValueError: naming the setting, which begins with `where`.
+    """
+    used = part(head, np.zeros(width)).size
+    if not used:
+        raise ValueError(
+            f"{where}.columns is {head.columns}, which is no column of "
+            f"embeddings {width} wide; expected shares further apart"
+        )
+    parts = {"pool_heads": head.pool_heads} if head.pool in heads.MULTI_HEAD else {}
+    if head.pool == "multi_query":
+        parts = {"pool_queries": head.pool_queries}
+    for name, count in parts.items():
+        if used % count:
+            raise ValueError(
+                f"{where}.{name} is {count}, and the {used} columns don't divide by "
+                f"it; expected a number that divides {used}, as each has a part"
+            )
+
+
 def output(config: Config, task: str) -> Output:
     """Returns how logits become probabilities, `softmax` or `sigmoid`.
 

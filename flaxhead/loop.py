@@ -231,12 +231,7 @@ def _plan(config: Config, data: Dataset) -> _Plan:
                 f"heads.{number}.pool is {head.pool!r}, but the embeddings are one "
                 f"vector a row, {list(data.train.x.shape)}; set it to 'none'"
             )
-        width = data.train.x.shape[-1]
-        if not build.part(head, np.zeros(width)).size:
-            raise ValueError(
-                f"heads.{number}.columns is {head.columns}, which is no column of "
-                f"embeddings {width} wide; expected shares further apart"
-            )
+        build.check_width(f"heads.{number}", head, data.train.x.shape[-1])
     if build.searched(config):
         if jax.process_count() > 1:
             raise ValueError(

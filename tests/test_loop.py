@@ -395,6 +395,17 @@ def test_rows_without_a_label_are_learned_from(tmp_path):
     assert len(set(results)) == 3
 
 
+@pytest.mark.parametrize(
+    ("pool", "name"),
+    [("query", "pool_heads"), ("map", "pool_heads"), ("multi_query", "pool_queries")],
+)
+def test_attention_that_can_not_share_out_the_columns_is_refused(tmp_path, pool, name):
+    config = settings(HeadConfig("linear", pool=pool, **{name: 3}))
+    with pytest.raises(ValueError, match=rf"heads\.0\.{name} is 3, .* don't divide"):
+        run(config, tmp_path / "run", data=token_splits())
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_rate_of_zero_is_a_candidate_like_others(tmp_path):
     result = run(settings(rates=(0.0, 0.1)), tmp_path / "run", data=three_splits())
     assert result["selected"]["hyperparameters"]["learning_rate"] == 0.1
