@@ -9,7 +9,7 @@ at random, at random two of each class (which takes the labels to do), by TypiCl
 the other rules without scores. Then rounds that go on from TypiClust's rows and double
 the labels twice, by each score and rule, against random rows. One setting of
 everything; BALD's members are ten Bayesian bootstraps. Embeddings are in the folder
-that FLAXHEAD_DATA names (default: ../shared/data beside the checkout).
+that FLAXHEAD_DATA names (default: data).
 """
 
 from __future__ import annotations
@@ -32,8 +32,7 @@ from flaxhead.folds import shots
 from flaxhead.heads import linear
 from flaxhead.solvers import logistic
 
-BESIDE = Path(__file__).parents[2] / "shared" / "data"
-DATA = Path(os.environ.get("FLAXHEAD_DATA", BESIDE))
+DATA = Path(os.environ.get("FLAXHEAD_DATA", "data"))
 MEMBERS, PER_CLASS, ROUNDS = 10, 2, 2
 SCORES = {"margin": margin, "entropy": entropy, "BALD": bald}
 RULES = ("none", "kmeans", "core_set")

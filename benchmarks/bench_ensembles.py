@@ -16,8 +16,7 @@
   banking77's other training rows.
 
 One setting for all, chosen by rows held out of the training rows; no choice sees a test
-row. Embeddings are in the folder that FLAXHEAD_DATA names (default: ../shared/data
-beside the checkout).
+row. Embeddings are in the folder that FLAXHEAD_DATA names (default: data).
 """
 
 from __future__ import annotations
@@ -58,8 +57,7 @@ from flaxhead.objectives import supervised
 from flaxhead.optim import optimizer
 from flaxhead.step import learner
 
-BESIDE = Path(__file__).resolve().parents[2] / "shared" / "data"
-DATA = Path(os.environ.get("FLAXHEAD_DATA", BESIDE))
+DATA = Path(os.environ.get("FLAXHEAD_DATA", "data"))
 BATCH, WIDTH, RATE = 256, 256, 1e-3
 MASKED = 0.5  # dropout rate of MC dropout, whose members are masks
 EPOCHS, FEWEST_STEPS, SWEEP_EPOCHS, SWEEP_WIDTH = 30, 300, 15, 64

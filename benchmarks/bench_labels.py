@@ -15,7 +15,7 @@ is test balanced accuracy.
 A method's hyperparameters, out of one grid for all sets, are those of the best
 (balanced) accuracy over 3 folds of the training rows of one more draw, as noisy or as
 long-tailed; no choice sees a test row. Embeddings are in the folder that FLAXHEAD_DATA
-names (default: ../shared/data beside the checkout).
+names (default: data).
 """
 
 from __future__ import annotations
@@ -46,8 +46,7 @@ from flaxhead.objectives import supervised
 from flaxhead.solvers import logistic
 from flaxhead.step import learner
 
-FOLDER = Path(__file__).parent.parent.parent / "shared" / "data"
-DATA = Path(os.environ.get("FLAXHEAD_DATA", FOLDER))
+DATA = Path(os.environ.get("FLAXHEAD_DATA", "data"))
 SHARE, RATIO = 0.2, 100.0
 CLEAN, NOISY = "clean labels", "noisy labels, the same C"
 STRENGTHS = {"C": (0.001, 0.01, 0.1, 1.0, 10.0, 100.0)}

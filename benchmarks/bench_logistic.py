@@ -17,8 +17,8 @@ For each data set, in one process and one after the other:
 
 The matrix-product peak is measured in the same run. --quick takes 2,000 rows and fewer
 C. The embeddings are `NAME/train.npz` in the folder that FLAXHEAD_DATA names (default:
-`../shared/data` beside the checkout); what takes long, scikit-learn's path and the
-float64 optima, is kept in the folder that --keep names, if it is given.
+data); what takes long, scikit-learn's path and the float64 optima, is kept in the
+folder that --keep names, if it is given.
 """
 
 from __future__ import annotations
@@ -46,8 +46,7 @@ from sklearn.model_selection import StratifiedKFold
 from flaxhead.base import Batch
 from flaxhead.solvers import logistic_path, ridge_leave_one_out
 
-BESIDE = Path(__file__).parents[1] / "../shared/data"
-DATA = Path(os.environ.get("FLAXHEAD_DATA", BESIDE))
+DATA = Path(os.environ.get("FLAXHEAD_DATA", "data"))
 FOLDS = 5
 # Relative to the objective; loose, to that of a head that knows nothing.
 TIGHT = 1e-6
