@@ -25,7 +25,7 @@ def get_config() -> Config:
     return Config(
         data=DataConfig(imbalance=100.0),
         heads=(HeadConfig("linear", normalization="standardize"),),
-        loss=LossConfig(logit_adjustment=1.0),
+        loss=LossConfig(logit_adjustment=(1.0,)),
         optimizer=OptimizerConfig(
             learning_rate=(3e-3, 1e-2, 3e-2), weight_decay=(1e-3, 1e-2)
         ),

@@ -54,7 +54,13 @@ SHARED = frozenset(SOLVED) - {"semi_supervised"}
 """Heads whose rows may be split over devices."""
 _PASSES = 30
 _LEAST_STEPS = 300  # of gradient descent, however few the rows
-_SWEPT = ("learning_rate", "weight_decay", "label_smoothing", "dropout")
+_SWEPT = (
+    "learning_rate",
+    "weight_decay",
+    "label_smoothing",
+    "logit_adjustment",
+    "dropout",
+)
 _TERM = "consistency_weight"
 
 
@@ -165,7 +171,7 @@ def output(config: Config, task: str) -> Output:
             f"loss.name is {name!r}, which knows one label a row, and the data has"
             " several; use a sigmoid loss, or 'auto'"
         )
-    if kind == "sigmoid" and config.loss.logit_adjustment:
+    if kind == "sigmoid" and any(config.loss.logit_adjustment):
         raise ValueError(
             f"loss.logit_adjustment is {config.loss.logit_adjustment}, which is for "
             f"classes that exclude each other, and loss.name is {name!r}; set it to 0"
@@ -210,6 +216,7 @@ def grid(config: Config, head: HeadConfig, batch_size: int) -> list[dict[str, fl
         [rate * rate_scale for rate in config.optimizer.learning_rate],
         config.optimizer.weight_decay,
         config.loss.label_smoothing,
+        config.loss.logit_adjustment,
         head.dropout,
         *((config.consistency.weight,) if _consistent(config, head) else ()),
         config.train.seeds,
@@ -473,6 +480,7 @@ def make_loss(
     task: str,
     class_weights: Array | np.ndarray | None = None,
     label_smoothing: float | Array = 0.0,
+    logit_adjustment: float | Array = 0.0,
     class_counts: np.ndarray | None = None,
 ) -> Loss:
     """Builds the loss; class weights are outermost, so smoothing never sees them."""
@@ -493,9 +501,9 @@ def make_loss(
     made = factory(
         **{name: numbers[name] for name in inspect.signature(factory).parameters}
     )
-    if loss.logit_adjustment:
+    if not (isinstance(logit_adjustment, int | float) and logit_adjustment == 0):
         assert class_counts is not None
-        made = losses.logit_adjusted(made, class_counts, loss.logit_adjustment)
+        made = losses.logit_adjusted(made, class_counts, logit_adjustment)
     independent = output(config, task) == "sigmoid"
     made = losses.label_smoothing(made, label_smoothing, multilabel=independent)
     if class_weights is not None:
@@ -508,7 +516,7 @@ def uses_counts(config: Config, task: str) -> bool:
     """Whether a loss goes by how many rows each class has."""
     factory = losses.LOSSES[_loss_name(config, task)]
     by_name = "counts" in inspect.signature(factory).parameters
-    return by_name or bool(config.loss.logit_adjustment)
+    return by_name or any(config.loss.logit_adjustment)
 
 
 def make_learner(
@@ -537,6 +545,7 @@ def make_learner(
         task=task,
         class_weights=class_weights,
         label_smoothing=hyperparameters.get("label_smoothing", 0.0),
+        logit_adjustment=hyperparameters.get("logit_adjustment", 0.0),
         class_counts=class_counts,
     )
     tx = optim.optimizer(
@@ -720,12 +729,12 @@ def _check_loss(config: Config) -> None:
         "ldam_scale",
         "asymmetric_positive",
         "asymmetric_negative",
-        "logit_adjustment",
     ):
         _at_least(f"loss.{name}", getattr(loss, name), 0)
+    _within("loss.logit_adjustment", loss.logit_adjustment, 0, np.inf)
     _within("loss.asymmetric_clip", (loss.asymmetric_clip,), 0, 1)
     _within("loss.effective_number_beta", (loss.effective_number_beta,), 0, 1)
-    if loss.logit_adjustment and all(head.name in SOLVED for head in config.heads):
+    if any(loss.logit_adjustment) and all(head.name in SOLVED for head in config.heads):
         raise ValueError(
             f"loss.logit_adjustment is {loss.logit_adjustment}, but heads are solved "
             "and not trained with this loss; use 'linear', or move the bias of a head "

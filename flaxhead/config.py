@@ -161,9 +161,9 @@ class LossConfig:
     """Exponent where a label is off (`asymmetric`)."""
     asymmetric_clip: float = 0.05
     """Probability below which a label that is off costs nothing (`asymmetric`)."""
-    logit_adjustment: float = 0.0
+    logit_adjustment: tuple[float, ...] = (0.0,)
     """How much of the log of each class's share of the training rows is added to its
-    logit in the loss; 1: for balanced accuracy, 0: none. Solved heads don't."""
+    logit in the loss, to try; 1: for balanced accuracy, 0: none. Solved heads don't."""
     class_weights: str | dict[str, float] = "none"
     """`none`, `balanced`, `effective_number`, or `{"class name": weight}` (1 where not
     named)."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any, NamedTuple
 
 import jax
@@ -44,6 +44,11 @@ _EXTENDED = ("C", "alpha")
 _EXTENSION = 3
 _LIMITS = 1e-9, 1e9
 _KEPT = 64
+_TELLING = {
+    field.name: field.default
+    for field in fields(HeadConfig)
+    if field.name not in {"dropout", *sum(build.SOLVED.values(), ())}
+}
 _PROGRAMS: dict[Any, list[Programs]] = {}
 
 
@@ -189,7 +194,7 @@ def programs(question: Question, *, rows: int) -> list[Programs]:
         config,
         data=DataConfig(),
         heads=tuple(map(build.structure, config.heads)),
-        loss=replace(config.loss, label_smoothing=()),
+        loss=replace(config.loss, label_smoothing=(), logit_adjustment=()),
         consistency=replace(config.consistency, weight=()),
         optimizer=replace(config.optimizer, learning_rate=(), weight_decay=()),
         train=replace(config.train, seeds=()),
@@ -223,11 +228,28 @@ def _build(question: Question, rows: int) -> list[Programs]:
 
 
 def head_names(configs: tuple[HeadConfig, ...]) -> list[str]:
-    """A name for each head, unique within the run."""
-    names = [
+    """A name for each head, unique within the run.
+
+    Heads of one kind are told apart by what each sets that the others don't, and by
+    their number where that leaves them alike. What is swept is told elsewhere.
+
+    >>> head_names((HeadConfig(), HeadConfig(pool="query", pool_queries=8)))
+    ['linear', 'linear-query-pool_queries=8']
+    """
+    kinds = [
         f"mlp-{head.width}x{head.depth}" if head.name == "mlp" else head.name
         for head in configs
     ]
+
+    def full_name(head: HeadConfig, kind: str) -> str:
+        alike = [one for one, its in zip(configs, kinds, strict=True) if its == kind]
+        for name, default in _TELLING.items():
+            value = getattr(head, name)
+            if value != default and any(getattr(one, name) != value for one in alike):
+                kind += f"-{value}" if isinstance(value, str) else f"-{name}={value}"
+        return kind.replace(" ", "")
+
+    names = list(map(full_name, configs, kinds))
     return [
         name if names.count(name) == 1 else f"{name}#{number}"
         for number, name in enumerate(names)

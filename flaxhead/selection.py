@@ -16,8 +16,8 @@ import numpy as np
 from flaxhead.metrics import METRICS
 
 _RULES = ("best", "one_standard_error")
-# Regularisation that is off at 0: its grid can't be extended below.
-_OFF_AT_ZERO = ("weight_decay", "dropout", "label_smoothing")
+# What is off at 0: its grid can't be extended below.
+_OFF_AT_ZERO = ("weight_decay", "dropout", "label_smoothing", "logit_adjustment")
 
 
 @dataclass(frozen=True)
@@ -202,7 +202,7 @@ def grid_edges(winner: int, candidates: Sequence[Candidate]) -> list[str]:
 
     The optimum may then lie outside. The grid of a hyperparameter is what the winner's
     own head was tried with, diverged candidates included; seeds are no grid, and 0 is
-    not an edge of weight decay, dropout and label smoothing.
+    not an edge of what is off there, such as weight decay.
 
     Args:
       winner: index of the candidate that won.

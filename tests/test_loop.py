@@ -406,6 +406,24 @@ def test_attention_that_can_not_share_out_the_columns_is_refused(tmp_path, pool,
     assert not (tmp_path / "run").exists()
 
 
+def test_logit_adjustments_are_swept(tmp_path):
+    """Side by side each is what it is alone, none too."""
+
+    def scores(*values):
+        config = settings(
+            loss=LossConfig(logit_adjustment=values),
+            selection=SelectionConfig(metric="nll"),
+        )
+        result = run(config, tmp_path / str(values), data=three_splits())
+        found = [one["hyperparameters"] for one in result["candidates"]]
+        assert [one["logit_adjustment"] for one in found] == list(values)
+        return [one["score"] for one in result["candidates"]]
+
+    both = scores(0.0, 1.0)
+    assert both == pytest.approx([*scores(0.0), *scores(1.0)], rel=1e-5)
+    assert both[0] < both[1]  # What the validation rows are like.
+
+
 def test_a_rate_of_zero_is_a_candidate_like_others(tmp_path):
     result = run(settings(rates=(0.0, 0.1)), tmp_path / "run", data=three_splits())
     assert result["selected"]["hyperparameters"]["learning_rate"] == 0.1

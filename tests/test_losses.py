@@ -519,6 +519,7 @@ def test_bad_numbers_are_refused(factory):
 
 @every_loss
 def test_settings_make_the_loss(name):
+    adjustment = 0.0 if name in SIGMOID else 0.5
     loss = LossConfig(
         name,
         focal_gamma=GAMMA,
@@ -530,14 +531,17 @@ def test_settings_make_the_loss(name):
         asymmetric_positive=GAMMA / 2,
         asymmetric_negative=GAMMA,
         asymmetric_clip=GAMMA / 10,
-        logit_adjustment=0.0 if name in SIGMOID else 0.5,
+        logit_adjustment=(adjustment,),
     )
     config, task = Config(loss=loss), "multilabel" if name in SIGMOID else "multiclass"
     build.check(config)
     assert build.output(config, task) == ("sigmoid" if name in SIGMOID else "softmax")
     assert build.uses_counts(config, task) == (name in SOFTMAX)
     logits, labels, targets = example(name, "soft")
-    found = build.make_loss(config, task=task, class_counts=COUNTS)(logits, labels)
+    made = build.make_loss(
+        config, task=task, logit_adjustment=adjustment, class_counts=COUNTS
+    )
+    found = made(logits, labels)
     if name in SOFTMAX:
         logits = logits + 0.5 * np.log(COUNTS)
     expected = oracle(name, logits, targets)
@@ -551,7 +555,8 @@ def test_settings_make_the_loss(name):
         ("loss.asymmetric_clip is", {"asymmetric_clip": 1.0}, "linear"),
         ("loss.effective_number_beta", {"effective_number_beta": 1.0}, "linear"),
         ("balanced, effective_number", {"class_weights": "even"}, "linear"),
-        ("heads are solved and not trained", {"logit_adjustment": 1.0}, "ridge"),
+        ("heads are solved and not trained", {"logit_adjustment": (1.0,)}, "ridge"),
+        ("loss.logit_adjustment is", {"logit_adjustment": (0.0, -1.0)}, "linear"),
     ],
 )
 def test_settings_that_no_run_could_use_are_refused(message, loss, head):
@@ -561,7 +566,7 @@ def test_settings_that_no_run_could_use_are_refused(message, loss, head):
 
 
 def test_labels_that_are_independent_have_no_shares():
-    config = Config(loss=LossConfig("asymmetric", logit_adjustment=1.0))
+    config = Config(loss=LossConfig("asymmetric", logit_adjustment=(0.0, 1.0)))
     with pytest.raises(ValueError, match="classes that exclude each other"):
         build.output(config, "multilabel")
 
@@ -587,7 +592,7 @@ def test_a_run_knows_the_counts_of_its_training_rows(tmp_path):
         flaxhead.run(config, tmp_path / folder, data=data)
         return flaxhead.load(tmp_path / folder / "head").logits(data.test.x)
 
-    adjusted = logits("adjusted", logit_adjustment=1.0)
+    adjusted = logits("adjusted", logit_adjustment=(1.0,))
     balanced = logits("balanced", name="balanced_softmax")
     np.testing.assert_allclose(adjusted, balanced, atol=1e-6)
     effective = logits(

@@ -24,7 +24,7 @@ from flaxhead import (
 )
 from flaxhead.loop import Interrupted
 from flaxhead.report.progress import Display
-from flaxhead.search import Question, predict, programs, search
+from flaxhead.search import Question, head_names, predict, programs, search
 
 ROWS, DIM, CLASSES = 150, 6, 3
 RIDGE = HeadConfig("ridge", alpha=(1.0, 10.0, 1000.0))
@@ -65,6 +65,22 @@ def run(config, data=None, **about):
 
 def answer(asked, data):
     return crossval.run(asked, data, crossval.pool(asked.config, data))
+
+
+def test_names_tell_heads_of_one_kind_apart():
+    configs = (
+        HeadConfig("linear", pool="mean"),
+        HeadConfig("linear", pool="query", dropout=(0.5,)),
+        HeadConfig("linear", columns=(0.0, 0.5), pool="query"),
+        HeadConfig("mlp", width=8),
+        HeadConfig("mlp", width=9),
+        HeadConfig("ridge", alpha=(1.0,)),
+        HeadConfig("ridge", alpha=(2.0,)),
+    )
+    assert head_names(configs) == [
+        *("linear-mean", "linear-query", "linear-columns=(0.0,0.5)-query"),
+        *("mlp-8x1", "mlp-9x1", "ridge#5", "ridge#6"),
+    ]
 
 
 def test_held_out_rows_are_scored_by_fits_without_them():
