@@ -16,9 +16,17 @@ from flaxhead import folds, heads, losses, optim, solvers
 from flaxhead.base import Array, Fit, Head, Hyperparameters, Learner, Loss, PyTree
 from flaxhead.config import Config, HeadConfig
 from flaxhead.distillation import distill
-from flaxhead.ensembles import ensemble
+from flaxhead.ensembles import (
+    bagging,
+    batch_ensemble,
+    ensemble,
+    pooled,
+    snapshots,
+    soups,
+)
 from flaxhead.fit import seeds, train
 from flaxhead.metrics import METRICS, Output
+from flaxhead.noisy_labels import co_teaching, prune, twins
 from flaxhead.objectives import (
     CONSISTENCY,
     chain,
@@ -34,6 +42,10 @@ RULES = ("best", "one_standard_error")
 SPLITS = ("batch", "candidates")
 PRECISIONS = ("default", "high", "highest")
 CLASS_WEIGHTS = ("none", "balanced", "effective_number")
+SAMPLINGS = ("uniform", "class_balanced")
+APART = {"seeds": seeds, "bagging": bagging}
+"""Members that are fits of their own -> the fit of all of them."""
+ENSEMBLES = (*APART, "snapshots", "soup", "batch_ensemble")
 WHOLE = (0.0, 1.0)
 LEARNED_POOLINGS = (*heads.ATTENTIONS, "gem", "mix_layers")
 """Poolings that have parameters, trained with those of the head."""
@@ -51,7 +63,7 @@ SIMPLICITY = ("nearest_mean", "lda", "ridge", "logistic", "linear", "cosine", "k
 MULTILABEL = ("ridge", "logistic", "linear", "cosine", "mlp")
 """Heads that know several labels a row."""
 SHARED = frozenset(SOLVED) - {"semi_supervised"}
-"""Heads whose rows may be split over devices."""
+"""Heads that are one solution, whose rows may be split over devices."""
 _PASSES = 30
 _LEAST_STEPS = 300  # of gradient descent, however few the rows
 _SWEPT = (
@@ -62,6 +74,8 @@ _SWEPT = (
     "dropout",
 )
 _TERM = "consistency_weight"
+_FORGET = "co_teaching"
+_RAMP = 0.1  # of the steps, until co-teaching leaves out all that it is to
 
 
 def check(config: Config) -> None:
@@ -90,6 +104,7 @@ def check(config: Config) -> None:
         _above(f"{where}.scale", head.scale, 0)
         _above(f"{where}.tolerance", head.tolerance, 0)
         _check_members(where, head)
+        _check_co_teaching(where, head)
         _one_of(f"{where}.metric", head.metric, solvers.PROTOTYPE_HEADS)
         _each_above(f"{where}.C", head.C, 0)
         _each_above(f"{where}.alpha", head.alpha, 0)
@@ -130,6 +145,8 @@ def check(config: Config) -> None:
     _one_of("selection.metric", config.selection.metric, ("auto", *METRICS))
     _one_of("selection.rule", config.selection.rule, RULES)
     _check_folds(config)
+    _check_sampling(config)
+    _check_snapshots(config)
     _at_least("checkpoint.keep", config.checkpoint.keep, 1)
     _at_least("checkpoint.every_seconds", config.checkpoint.every_seconds, 0)
 
@@ -182,6 +199,8 @@ def output(config: Config, task: str) -> Output:
         for setting, is_set in (
             ("members", head.members > 1),
             ("graph", head.graph),
+            ("prune", head.prune),
+            ("co_teaching", bool(head.co_teaching)),
         )
         if is_set
     ]
@@ -191,6 +210,11 @@ def output(config: Config, task: str) -> Output:
         raise ValueError(
             f"{several[0]} is set, which is for classes that exclude each other, and "
             f"the loss is {name!r}; leave it out, or use a softmax loss"
+        )
+    if task == "multilabel" and config.train.sampling != "uniform":
+        raise ValueError(
+            f"train.sampling is {config.train.sampling!r}, which is for one label a "
+            "row, and the data has several; set it to 'uniform'"
         )
     return kind
 
@@ -219,9 +243,15 @@ def grid(config: Config, head: HeadConfig, batch_size: int) -> list[dict[str, fl
         config.loss.logit_adjustment,
         head.dropout,
         *((config.consistency.weight,) if _consistent(config, head) else ()),
+        *((head.co_teaching,) if head.co_teaching else ()),
         config.train.seeds,
     )
-    names = (*_SWEPT, *((_TERM,) if _consistent(config, head) else ()), "seed")
+    names = (
+        *_SWEPT,
+        *((_TERM,) if _consistent(config, head) else ()),
+        *((_FORGET,) if head.co_teaching else ()),
+        "seed",
+    )
     return [dict(zip(names, one, strict=True)) for one in itertools.product(*values)]
 
 
@@ -271,13 +301,31 @@ def make_head(
 def bare_head(head: HeadConfig, *, classes: int, dropout: float | Array = 0.0) -> Head:
     """Builds the part of a head that has parameters, on what `features` returns."""
     made = _member(head, classes=classes, dropout=dropout)
-    if head.members == 1 or head.distill:
+    if head.members == 1 or head.distill or head.ensemble == "soup":
         return made
-    return ensemble(made, head.members)
+    if head.ensemble != "batch_ensemble":
+        return ensemble(made, head.members)
+    return pooled(
+        batch_ensemble(
+            classes,
+            head.members,
+            width=head.width,
+            depth=head.depth,
+            activation=head.activation,
+            dropout=dropout,
+            zero_init=head.zero_init,
+        )
+    )
 
 
 def _member(head: HeadConfig, *, classes: int, dropout: float | Array = 0.0) -> Head:
     """Builds one of the members, if there are several."""
+    made = _alone(head, classes=classes, dropout=dropout)
+    return twins(made) if head.co_teaching else made
+
+
+def _alone(head: HeadConfig, *, classes: int, dropout: float | Array = 0.0) -> Head:
+    """Builds one of the two that teach each other, if they do."""
     made = _head_of_vectors(head, classes=classes, dropout=dropout)
     if head.pool in heads.ATTENTIONS:
         return heads.attention_pool(
@@ -328,9 +376,14 @@ def _head_of_vectors(head: HeadConfig, *, classes: int, dropout: float | Array) 
 
 def structure(head: HeadConfig) -> HeadConfig:
     """A head without the values that are arguments of its programs."""
-    shrinkage = (0.0,) if head.shrinkage else ()
     return dataclasses.replace(
-        head, C=(), alpha=(), temperature=(), dropout=(), shrinkage=shrinkage
+        head,
+        C=(),
+        alpha=(),
+        temperature=(),
+        dropout=(),
+        shrinkage=(0.0,) if head.shrinkage else (),
+        co_teaching=(0.0,) if head.co_teaching else (),
     )
 
 
@@ -395,28 +448,38 @@ def make_fit(
       axis: the device axis over which rows are shared, for a solved head.
       class_counts: `[classes]`, rows of each, for the losses that go by them.
     """
-    fit = _fit_of_one(
-        config,
-        head,
-        task=task,
-        classes=classes,
-        rows=rows,
-        class_weights=class_weights,
-        axis=axis,
-        class_counts=class_counts,
-    )
-    own = _member(head, classes=classes)
-    if head.graph or head.name == "semi_supervised":
-        fit = with_graph(fit, own, classes=classes)
-    if head.members == 1:
+
+    def run_of(head: HeadConfig) -> Fit:
+        fit = _run(
+            config,
+            head,
+            task=task,
+            classes=classes,
+            rows=rows,
+            class_weights=class_weights,
+            axis=axis,
+            class_counts=class_counts,
+        )
+        if head.graph or head.name == "semi_supervised":
+            fit = with_graph(fit, bare_head(head, classes=classes), classes=classes)
         return fit
-    several = seeds(fit, head.members)
+
+    several = dataclasses.replace(head, distill=False)
+    single = dataclasses.replace(several, members=1, ensemble="seeds")
+    apart = head.ensemble in APART
+    fit = run_of(single if apart else several)
+    if apart and head.members > 1:
+        fit = APART[head.ensemble](fit, head.members)
     if head.distill:
-        return distill(several, ensemble(own, head.members), fit, classes=classes)
-    return several
+        teacher = bare_head(several, classes=classes)
+        fit = distill(fit, teacher, run_of(single), classes=classes)
+    if head.prune:
+        # Outermost: what is suspect is so for all that learns from it.
+        fit = prune(fit, bare_head(head, classes=classes))
+    return fit
 
 
-def _fit_of_one(
+def _run(
     config: Config,
     head: HeadConfig,
     *,
@@ -427,7 +490,7 @@ def _fit_of_one(
     axis: str | None,
     class_counts: np.ndarray | None,
 ) -> Fit:
-    """Builds the fit of one member to the rows that have a label."""
+    """Builds one run, of a head or of members that share it, on labelled rows."""
     kind = output(config, task)
     if head.name in ("logistic", "semi_supervised"):
         return solvers.logistic(
@@ -451,7 +514,7 @@ def _fit_of_one(
 
     size = min(config.train.batch_size, rows)
     steps = count_steps(config, rows)
-    plain = dataclasses.replace(head, normalization="none", columns=WHOLE, members=1)
+    plain = dataclasses.replace(head, normalization="none", columns=WHOLE)
     if _fixed_pool(head) != "none":
         plain = dataclasses.replace(plain, pool="none")
 
@@ -470,8 +533,17 @@ def _fit_of_one(
             rows=rows,
         )
 
-    more = unlabelled_rows(config, head, size)
-    return train(make, steps=steps, batch_size=size, unlabelled=more)
+    settings = {
+        "steps": steps,
+        "batch_size": size,
+        "unlabelled": unlabelled_rows(config, head, size),
+        "balanced": balanced_classes(config, classes),
+    }
+    if head.ensemble == "snapshots":
+        return snapshots(make, count=head.members, **settings)
+    if head.ensemble == "soup":
+        return soups(make, count=head.members, **settings)
+    return train(make, **settings)
 
 
 def make_loss(
@@ -534,12 +606,15 @@ def make_learner(
     rows: int = 0,
 ) -> Learner:
     """Builds the learner of one candidate; called inside the traced program."""
-    made_head = make_head(
-        head,
-        classes=classes,
-        statistics=statistics,
-        dropout=hyperparameters.get("dropout", 0.0),
-    )
+    members = head.members
+    if head.ensemble != "batch_ensemble":
+        head = dataclasses.replace(head, members=1)  # the others begin as one head
+
+    def made(head: HeadConfig) -> Head:
+        dropout = hyperparameters.get("dropout", 0.0)
+        return make_head(head, classes=classes, statistics=statistics, dropout=dropout)
+
+    made_head = made(head)
     loss = make_loss(
         config,
         task=task,
@@ -556,10 +631,19 @@ def make_learner(
         momentum=config.optimizer.momentum,
         nesterov=config.optimizer.nesterov,
         schedule=config.optimizer.schedule,
+        cycles=members if head.ensemble == "snapshots" else 1,
         warmup_fraction=config.optimizer.warmup_fraction,
         clip_norm=config.optimizer.clip_norm,
     )
     objective = supervised(made_head, loss)
+    if head.co_teaching:
+        objective = co_teaching(
+            made(dataclasses.replace(head, co_teaching=())),
+            loss,
+            forget_rate=hyperparameters.get(_FORGET, 0.0),
+            ramp=_RAMP * steps,
+            axis=axis,
+        )
     if _consistent(config, head):
         asked = config.consistency
         weak, strong = (
@@ -582,10 +666,16 @@ def untouched(head: HeadConfig) -> bool:
     )
 
 
+def one_solution(head: HeadConfig) -> bool:
+    """Whether a head is solved once, with no other fits around it."""
+    return head.name in SHARED and head.members == 1 and not head.prune
+
+
 def searched(config: Config) -> bool:
     """Whether whole fits are compared, and not the steps of gradient descent."""
     whole = any(
-        head.name in SOLVED or head.members > 1 or head.graph for head in config.heads
+        head.name in SOLVED or head.members > 1 or head.graph or head.prune
+        for head in config.heads
     )
     return whole or by_folds(config) or bool(config.curve.shots)
 
@@ -604,6 +694,11 @@ def keeps_unlabelled(config: Config) -> bool:
 def unlabelled_rows(config: Config, head: HeadConfig, batch_size: int) -> int:
     """Returns how many rows without a label a step of gradient descent sees."""
     return config.consistency.ratio * batch_size if _consistent(config, head) else 0
+
+
+def balanced_classes(config: Config, classes: int) -> int:
+    """Returns how many classes a step sees as many rows of; 0 if it doesn't."""
+    return classes if config.train.sampling == "class_balanced" else 0
 
 
 def _consistent(config: Config, head: HeadConfig) -> bool:
@@ -646,6 +741,12 @@ def _check_pool(where: str, head: HeadConfig) -> None:
             f"{head.name!r} is solved; expected one of {', '.join(heads.POOLINGS)}, or "
             f"as the head one of {', '.join(heads.HEADS)}"
         )
+    if head.pool in LEARNED_POOLINGS and head.graph:
+        raise ValueError(
+            f"{where}.graph is True, and joins rows by one vector each, which "
+            f"{where}.pool {head.pool!r} is yet to learn; expected one of "
+            f"{', '.join(heads.POOLINGS)}"
+        )
     _at_least(f"{where}.pool_queries", head.pool_queries, 1)
     _at_least(f"{where}.pool_heads", head.pool_heads, 1)
     _at_least(f"{where}.pool_width", head.pool_width, 1)
@@ -681,10 +782,30 @@ def _each_above(name: str, values: tuple[float, ...], low: float) -> None:
 
 def _check_members(where: str, head: HeadConfig) -> None:
     _at_least(f"{where}.members", head.members, 1)
-    if head.members > 1 and head.name in SOLVED:
+    _one_of(f"{where}.ensemble", head.ensemble, ENSEMBLES)
+    bagged = head.ensemble == "bagging" and head.name != "knn"
+    if head.members > 1 and head.name in SOLVED and not bagged:
         raise ValueError(
             f"{where}.members is {head.members}, but {head.name!r} is solved, and each "
-            f"would be the same; expected 1, or one of {', '.join(heads.HEADS)}"
+            f"would be the same; expected 1, or one of {', '.join(heads.HEADS)}, or "
+            f"{where}.ensemble 'bagging' (not of 'knn')"
+        )
+    if head.ensemble != "seeds" and head.members == 1:
+        raise ValueError(
+            f"{where}.ensemble is {head.ensemble!r}, but there is one member; set "
+            f"{where}.members above 1"
+        )
+    fits = head.name == "mlp" and not (head.layer_norm or head.co_teaching)
+    if head.ensemble == "batch_ensemble" and (
+        not fits or head.pool in LEARNED_POOLINGS
+    ):
+        raise ValueError(
+            f"{where}.ensemble is 'batch_ensemble', which is of mlp heads without "
+            "layer_norm, co_teaching and learned pooling; use 'seeds'"
+        )
+    if head.distill and head.ensemble == "soup":
+        raise ValueError(
+            f"{where}.distill is True, but a soup is one head already; set it to False"
         )
     if head.distill and head.members == 1:
         raise ValueError(
@@ -696,6 +817,61 @@ def _check_members(where: str, head: HeadConfig) -> None:
             f"{where}.graph is True, but {head.name!r} is solved; expected "
             f"semi_supervised, which is logistic with it, or {', '.join(heads.HEADS)}"
         )
+
+
+def _check_co_teaching(where: str, head: HeadConfig) -> None:
+    if not head.co_teaching:
+        return
+    _within(f"{where}.co_teaching", head.co_teaching, 0, 1)
+    if head.name in SOLVED:
+        raise ValueError(
+            f"{where}.co_teaching is {head.co_teaching}, but {head.name!r} is solved "
+            f"and sees no batches; use one of {', '.join(heads.HEADS)}, or "
+            f"{where}.prune"
+        )
+    if head.name == "linear" and head.zero_init:
+        raise ValueError(
+            f"{where}.co_teaching is {head.co_teaching}, but two linear heads that "
+            f"start at zero learn the same; set {where}.zero_init to False"
+        )
+
+
+def _check_sampling(config: Config) -> None:
+    sampling, loss = config.train.sampling, config.loss
+    _one_of("train.sampling", sampling, SAMPLINGS)
+    if sampling == "uniform":
+        return
+    if all(head.name in SOLVED for head in config.heads):
+        raise ValueError(
+            f"train.sampling is {sampling!r}, but heads are solved and see all rows; "
+            f"set it to 'uniform', or add {', '.join(heads.HEADS)}"
+        )
+    again = [
+        name
+        for name, is_set in (
+            ("loss.logit_adjustment", any(loss.logit_adjustment)),
+            ("loss.name 'balanced_softmax'", loss.name == "balanced_softmax"),
+            ("loss.class_weights", loss.class_weights in CLASS_WEIGHTS[1:]),
+        )
+        if is_set
+    ]
+    if again:
+        raise ValueError(
+            f"train.sampling is {sampling!r} and {again[0]} is set, and either is "
+            "there to make up for rare classes; leave one of them out"
+        )
+
+
+def _check_snapshots(config: Config) -> None:
+    train = config.train
+    least = train.steps or math.ceil(train.epochs) or _LEAST_STEPS
+    for number, head in enumerate(config.heads):
+        if head.ensemble == "snapshots" and head.members > least:
+            raise ValueError(
+                f"heads.{number}.members is {head.members}, but there may be no more "
+                f"than {least} steps to take snapshots of; lower it, or raise "
+                "train.steps"
+            )
 
 
 def _check_consistency(config: Config) -> None:
@@ -758,6 +934,11 @@ def _check_folds(config: Config) -> None:
         )
     if selection.fold_by == "leave_one_out":
         others = [head.name for head in config.heads if head.name != "ridge"]
+        if any(head.members > 1 or head.prune for head in config.heads):
+            raise ValueError(
+                "selection.fold_by is 'leave_one_out', which is exact for one ridge "
+                "head alone, and heads have members or prune; use 'stratified'"
+            )
         if others:
             raise ValueError(
                 "selection.fold_by is 'leave_one_out', which is exact for ridge alone, "

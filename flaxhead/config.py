@@ -100,14 +100,24 @@ class HeadConfig:
     temperature: tuple[float, ...] = (0.07,)
     """Temperatures of the neighbours' votes to try (`knn`)."""
     members: int = 1
-    """Heads of other seeds whose probabilities are averaged: an ensemble, if above 1
-    (`linear`, `mlp`, `cosine`)."""
+    """Heads that are one by what they predict on average: an ensemble, if above 1."""
+    ensemble: str = "seeds"
+    """What members are: heads of other `seeds`; of other draws of the rows, `bagging`
+    (also of solved heads but `knn`); `snapshots` of one run, at the ends of so many
+    rounds of the schedule; a `soup`, whose weights are averaged, as all begin alike; or
+    a `batch_ensemble`, heads that share most of their weights (`mlp`)."""
     graph: bool = False
     """Fit it to what it says together with a graph of nearest rows, which rows without
     a label are part of (`linear`, `mlp`, `cosine`; of `logistic` it is
     `semi_supervised`)."""
     distill: bool = False
     """Ship one head, fitted to what the members say of the rows without a label."""
+    prune: bool = False
+    """Fit it again without the labels that heads of five folds find likely wrong: their
+    rows are then rows without a label."""
+    co_teaching: tuple[float, ...] = ()
+    """Shares of each batch to try, about that of the wrong labels, that two heads leave
+    out for each other; empty: one head, of all rows (`linear`, `mlp`, `cosine`)."""
     tolerance: float = 1e-7
     """How far the objective may be above its minimum, relative to it, or, along a path
     of `C`, to that of a head that knows nothing where that is more; by an estimate that
@@ -229,6 +239,9 @@ class TrainConfig:
     """Stop a candidate after so many evaluations without a better one; 0: never."""
     seeds: tuple[int, ...] = (0,)
     """Seeds of initialisation and dropout to try; the order of rows is shared."""
+    sampling: str = "uniform"
+    """Which labelled rows a step sees: `uniform`, each once an epoch, or
+    `class_balanced`, as many of each class, and so those of a rare one more often."""
     split: str = "batch"
     """What is split over devices: the `batch`, or the `candidates`."""
     devices: int = 0

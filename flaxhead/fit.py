@@ -40,7 +40,12 @@ def hide(data: Batch, weights: Array) -> Batch:
 
 
 def train(
-    make_learner: MakeLearner, *, steps: int, batch_size: int, unlabelled: int = 0
+    make_learner: MakeLearner,
+    *,
+    steps: int,
+    batch_size: int,
+    unlabelled: int = 0,
+    balanced: int = 0,
 ) -> Fit:
     """Returns a training run of so many steps as one `lax.scan`.
 
@@ -52,6 +57,9 @@ def train(
       unlabelled: how many rows without a label come with these, each step, for
         objectives that learn from them. If not 0, `batch_size` counts labelled rows,
         and rows that `weights` leave out while `data` has them have no label.
+      balanced: how many classes there are, if a step is to see as many labelled rows of
+        each (`flaxhead.sampling.balanced_rows`); 0: all rows come equally often.
+        Weights count as ever.
 
     Returns:
       `(data, weights, hyperparameters, key) -> params`. Weights multiply those of
@@ -83,9 +91,11 @@ def train(
         state_key, order_key = jax.random.split(key)
         if unlabelled:
             data = hide(data, weights)
-            order = labelled_first(rows.known(data))
         else:
-            data, order = data._replace(weights=data.weights * weights), None
+            data = data._replace(weights=data.weights * weights)
+        order = None
+        if unlabelled or balanced:
+            order = labelled_first(rows.known(data), data.labels, classes=balanced)
 
         def batch(step: Array) -> Batch:
             if order is not None:

@@ -219,6 +219,11 @@ def _plan(config: Config, data: Dataset) -> _Plan:
                 "and the data has several; expected one of "
                 f"{', '.join(build.MULTILABEL)}"
             )
+        if head.prune and data.train.labels.ndim != 1:
+            raise ValueError(
+                f"heads.{number}.prune is True, which is for labels of one class, and "
+                "the data has shares of several classes; set it to False"
+            )
         tokens = data.train.x.ndim == 3
         if tokens and head.pool == "none":
             raise ValueError(
@@ -403,6 +408,7 @@ def _problem(
         steps=plan.steps,
         patience=config.train.patience,
         unlabelled=build.unlabelled_rows(config, head, plan.batch_size),
+        balanced=build.balanced_classes(config, classes),
     )
 
 

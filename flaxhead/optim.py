@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -74,6 +74,7 @@ def optimizer(
     momentum: float = 0.9,
     nesterov: bool = False,
     schedule: str = "cosine",
+    cycles: int = 1,
     warmup_fraction: float = 0.1,
     clip_norm: float = 0.0,
 ) -> optax.GradientTransformation:
@@ -93,6 +94,8 @@ def optimizer(
       momentum: of `sgd`; 0 keeps no state.
       nesterov: whether that momentum is Nesterov's.
       schedule: from `SCHEDULES`.
+      cycles: how many times the steps go through it, for
+        `flaxhead.ensembles.snapshots`: of `cosine` it is `cosine_cycles` there.
       warmup_fraction: share of the steps that warm up, in `[0, 1)`, where the schedule
         has a warm-up.
       clip_norm: largest global norm of the gradient; 0: no clipping.
@@ -124,7 +127,13 @@ def optimizer(
     if clip_norm < 0:
         raise ValueError(f"clip_norm is {clip_norm}: expected 0 (off) or more")
     rule = OPTIMIZERS[name]
-    multiplier = SCHEDULES[schedule](steps, int(warmup_fraction * steps))
+    if not 1 <= cycles <= steps:
+        raise ValueError(f"cycles is {cycles}: expected from 1 to steps, {steps}")
+    once = SCHEDULES[schedule](steps, int(warmup_fraction * steps))
+
+    def multiplier(step: Any) -> Any:
+        # A schedule of all steps, gone through at the pace of so many cycles.
+        return once(step if cycles == 1 else step * cycles % steps)
 
     chain = [rule.scale(momentum, nesterov)]
     if not (isinstance(weight_decay, int | float) and weight_decay == 0):

@@ -80,6 +80,8 @@ class Problem(NamedTuple):
       patience: evaluations without a better one that stop a candidate; 0: never.
       unlabelled: rows without a label that come with these in each step; if not 0,
         `batch_size` counts those with one.
+      balanced: how many classes there are, if a step sees as many labelled rows of
+        each; 0: all rows come equally often.
     """
 
     make_learner: Callable[[Hyperparameters, PyTree, str | None], Learner]
@@ -95,6 +97,7 @@ class Problem(NamedTuple):
     steps: int
     patience: int
     unlabelled: int = 0
+    balanced: int = 0
 
 
 class Program(NamedTuple):
@@ -355,8 +358,8 @@ def _train(
     order_key = jax.random.key(problem.order_seed)
     slots = progress.losses.shape[1]
     order = None
-    if problem.unlabelled:
-        order = labelled_first(known(data))
+    if problem.unlabelled or problem.balanced:
+        order = labelled_first(known(data), data.labels, classes=problem.balanced)
 
     def batch(step: Array) -> Batch:
         # Where the batch does not divide by the devices the last one pads.

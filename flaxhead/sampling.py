@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 
@@ -44,29 +46,53 @@ def batch_rows(
     return _swap_or_not(position, epoch, words, rows).astype(jnp.int32)
 
 
-def labelled_first(labelled: Array) -> tuple[Array, Array]:
-    """Returns the numbers of all rows, those that have a label first, and their count.
+class Order(NamedTuple):
+    """The rows kind by kind, for `mixed_rows` to draw from.
+
+    Attributes:
+      rows: `int32 [rows]`, numbers of all rows, those that have a label first.
+      labelled: `int32 []`, how many have one.
+      counts: `int32 [classes]`, how many of each class, by which those that have a
+        label then stand in `rows`; None where classes are no matter.
+    """
+
+    rows: Array
+    labelled: Array
+    counts: Array | None
+
+
+def labelled_first(
+    labelled: Array, labels: Array | None = None, *, classes: int = 0
+) -> Order:
+    """Returns the numbers of all rows, those that have a label first.
 
     Args:
       labelled: `bool [rows]`.
+      labels: `int32 [rows]`, or soft ones `[rows, classes]`, of which the likeliest
+        counts; only read if there are `classes`.
+      classes: how many, if a batch is to have as many rows of each; 0: of any.
 
-    >>> order, count = labelled_first(jnp.array([False, True, False, True]))
-    >>> order.tolist(), int(count)
+    >>> order = labelled_first(jnp.array([False, True, False, True]))
+    >>> order.rows.tolist(), int(order.labelled)
     ([1, 3, 0, 2], 2)
     """
-    return jnp.argsort(~labelled, stable=True), jnp.sum(labelled)
+    count = jnp.sum(labelled)
+    if not classes:
+        return Order(jnp.argsort(~labelled, stable=True), count, None)
+    assert labels is not None
+    kind = labels if labels.ndim == 1 else jnp.argmax(labels, axis=1)
+    kind = jnp.where(labelled, kind, classes)
+    counts = jnp.bincount(kind, length=classes + 1)[:classes]
+    return Order(jnp.argsort(kind, stable=True), count, counts)
 
 
 def mixed_rows(
-    key: Array,
-    step: Array,
-    order: tuple[Array, Array],
-    sizes: tuple[int, int],
-    positions: Array,
+    key: Array, step: Array, order: Order, sizes: tuple[int, int], positions: Array
 ) -> tuple[Array, Array]:
     """Returns rows of a batch of so many with a label, then so many without.
 
-    Each of the two kinds runs through its own epochs, as in `batch_rows`.
+    Each of the two kinds runs through its own epochs, as in `batch_rows`; or those that
+    have a label as in `balanced_rows`, if the order knows of classes.
 
     Args:
       key: typed key of both orders.
@@ -79,21 +105,68 @@ def mixed_rows(
       `int32 [batch]` row numbers, and `bool [batch]`, False where there is no row of
       the kind.
     """
-    rows, labelled = order
+    rows, labelled, classes = order
     counts = labelled, len(rows) - labelled
     first = positions < sizes[0]
     index = []
     for number, (size, count) in enumerate(zip(sizes, counts, strict=True)):
-        place = batch_rows(
-            jax.random.fold_in(key, number),
-            step.astype(jnp.uint32) * jnp.uint32(size),
-            rows=jnp.maximum(count, 1).astype(jnp.uint32),
-            positions=jnp.where(first, positions, positions - sizes[0]),
-        )
+        own = jax.random.fold_in(key, number)
+        begin = step.astype(jnp.uint32) * jnp.uint32(size)
+        places = jnp.where(first, positions, positions - sizes[0])
+        if number == 0 and classes is not None:
+            place = balanced_rows(own, begin, counts=classes, positions=places)
+        else:
+            some = jnp.maximum(count, 1).astype(jnp.uint32)
+            place = batch_rows(own, begin, rows=some, positions=places)
         index.append(place + number * labelled)
     there = jnp.where(first, counts[0] > 0, counts[1] > 0)
     index = jnp.minimum(jnp.where(first, *index), len(rows) - 1)
     return rows[index], there
+
+
+def balanced_rows(
+    key: Array, first: Array, *, counts: Array, positions: Array
+) -> Array:
+    """Returns the rows at some positions of a batch with as many of each class.
+
+    Every class that has rows comes exactly once a round, in an order of its own each
+    round, and every row of a class once in an epoch of that class. So a position holds
+    a row with a chance of `1 / (classes * n)`, if its class has `n` rows. Otherwise as
+    `batch_rows`.
+
+    Source: Kang et al., 2020, "Decoupling representation and classifier for long-tailed
+    recognition" (class-balanced sampling); in rounds: Shen, Lin and Huang, 2016, "Relay
+    backpropagation for effective learning of deep convolutional neural networks".
+
+    Args:
+      key: typed key of the orders.
+      first: `uint32 []`, where this step's batch begins in the endless sequence.
+      counts: `int32 [classes]`, rows of each class. Rows are numbered class by class.
+      positions: `int32 [batch]`, positions in the batch.
+
+    Returns:
+      `int32 [batch]`, each in `[0, rows)`.
+
+    >>> counts, key = jnp.array([4, 0, 1]), jax.random.key(0)
+    >>> rows = balanced_rows(
+    ...     key, jnp.uint32(0), counts=counts, positions=jnp.arange(8)
+    ... )
+    >>> sorted(rows.tolist())  # row 4 is the only one of its class
+    [0, 1, 2, 3, 4, 4, 4, 4]
+    """
+    some = counts > 0
+    several = jnp.maximum(jnp.sum(some), 1).astype(jnp.uint32)
+    position = first + positions.astype(jnp.uint32)
+    round, place = position // several, position % several
+    words = jax.random.bits(key, (2, _ROUNDS, 2), jnp.uint32)
+    place = _swap_or_not(place, round, words[0], several).astype(jnp.int32)
+    kind = jnp.argsort(~some, stable=True)[place]
+    size = jnp.maximum(counts[kind], 1).astype(jnp.uint32)
+    epoch, place = round // size, round % size
+    # Apart by class too: classes of one size would go in step.
+    epoch += _hash(kind.astype(jnp.uint32) + 1)
+    place = _swap_or_not(place, epoch, words[1], size).astype(jnp.int32)
+    return (jnp.cumsum(counts) - counts)[kind] + place
 
 
 def _swap_or_not(

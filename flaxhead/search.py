@@ -221,7 +221,7 @@ def _build(question: Question, rows: int) -> list[Programs]:
     configs = question.config.heads
     return [
         _programs(
-            question, name, head, rows, shared if head.name in build.SHARED else alone
+            question, name, head, rows, shared if build.one_solution(head) else alone
         )
         for name, head in zip(head_names(configs), configs, strict=True)
     ]
@@ -304,7 +304,7 @@ def _programs(
     if question.config.selection.fold_by == "leave_one_out":
         predict_one, score_fits = _leave_one_out(question, axis)
     path = None
-    if head.name == "logistic":
+    if head.name == "logistic" and build.one_solution(head):
         path = solvers.logistic_pieces(
             question.classes,
             output=question.output,

@@ -61,7 +61,8 @@ def _adds(self: HeadClassifier) -> bool:
         "ridge": not given or len(head.alpha) == 1,
     }.get(head.name, False)
     balanced = isinstance(self.class_weight, str)
-    if not exact or settings.normalization == "standardize" or balanced:
+    whole = not given or build.one_solution(head)
+    if not (exact and whole) or settings.normalization == "standardize" or balanced:
         raise AttributeError(
             "partial_fit is there where it is exact: for the heads nearest_mean (not "
             "mahalanobis), lda of a given shrinkage and ridge of one alpha, without "
@@ -558,7 +559,8 @@ class HeadClassifier(ClassifierMixin, BaseEstimator):
         head = self.head_
         means = head.name == "nearest_mean" and head.metric != "cosine"
         seen = head.normalization != "l2" and head.columns == build.WHOLE
-        if not (seen and (means or head.name in _LINEAR)):
+        one = head.members == 1 and not head.co_teaching
+        if not (seen and one and (means or head.name in _LINEAR)):
             raise AttributeError(f"head {head.name!r} is not linear in the embeddings")
         kernel, bias = (self.params_["output"][name] for name in ("kernel", "bias"))
         if head.normalization == "standardize":

@@ -55,6 +55,7 @@ def problem(
     steps=20,
     patience=0,
     consistency="none",
+    balanced=0,
 ):
     """As the host loop makes it; 50 rows divide by neither 3 nor 8 devices."""
     config = Config(
@@ -101,6 +102,7 @@ def problem(
         steps=steps,
         patience=patience,
         unlabelled=build.unlabelled_rows(config, head, batch_size),
+        balanced=balanced,
     )
 
 
@@ -127,9 +129,14 @@ def trained(program, chunks):
 
 
 @functools.cache
-def outcome(kind, batch_size, devices, split, consistency="none"):
+def outcome(kind, batch_size, devices, split, consistency="none", balanced=0):
     program = parallel.compile_sweep(
-        problem(HEADS[kind], batch_size=batch_size, consistency=consistency),
+        problem(
+            HEADS[kind],
+            batch_size=batch_size,
+            consistency=consistency,
+            balanced=balanced,
+        ),
         devices=devices,
         split=split,
         with_logits=True,
@@ -180,11 +187,14 @@ def test_any_number_of_devices_gives_the_same_numbers(kind, batch_size, devices,
     )
 
 
-def test_rows_without_a_label_give_the_same_numbers_on_any_number_of_devices():
+@pytest.mark.parametrize("balanced", [0, CLASSES])
+def test_rows_without_a_label_give_the_same_numbers_on_any_number_of_devices(balanced):
     """Thresholds, in memory, are of the rows of all devices."""
-    one, many = (outcome("linear", 9, n, "batch", "freematch")[0] for n in (1, 8))
+    settings = "batch", "freematch", balanced
+    one, many = (outcome("linear", 9, n, *settings)[0] for n in (1, 8))
     assert jax.tree.leaves(one.state.memory)
-    assert not np.allclose(one.losses, outcome("linear", 9, 1, "batch")[0].losses)
+    others = outcome("linear", 9, 1, "batch", *(("freematch",) if balanced else ()))
+    assert not np.allclose(one.losses, others[0].losses)
     for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(many), strict=True):
         np.testing.assert_allclose(a, b, rtol=2e-5, atol=5e-6)
 

@@ -17,7 +17,7 @@ from flaxhead.heads import linear
 from flaxhead.losses import label_smoothing, softmax_cross_entropy
 from flaxhead.objectives import supervised
 from flaxhead.optim import optimizer
-from flaxhead.sampling import batch_rows
+from flaxhead.sampling import balanced_rows, batch_rows, labelled_first, mixed_rows
 from flaxhead.step import learner
 
 ROWS, DIM, CLASSES = 13, 4, 3
@@ -112,6 +112,62 @@ def test_all_orders_of_four_rows_are_equally_likely():
     distinct, counts = np.unique(found, axis=0, return_counts=True)
     assert len(distinct) == math.factorial(4)
     assert_uniform(counts)
+
+
+# As many rows of each class.
+
+COUNTS = np.array([5, 0, 1, 2, 5])
+KIND = np.repeat(np.arange(len(COUNTS)), COUNTS)  # of each row
+KEY = jax.random.key(8)
+
+
+@functools.partial(jax.jit, static_argnames="size")
+def balanced(keys, step, *, size):
+    positions, first = jnp.arange(size), jnp.uint32(step) * size
+    draw = functools.partial(balanced_rows, first=first, positions=positions)
+    return jax.vmap(lambda key: draw(key, counts=jnp.asarray(COUNTS)))(keys)
+
+
+def test_a_class_comes_once_a_round_and_a_row_once_an_epoch_of_its_class():
+    keys = jax.random.split(jax.random.key(6), 2)
+    steps = [np.asarray(balanced(keys, step, size=10)) for step in range(12)]
+    for drawn in np.concatenate(steps, axis=1):
+        # Batches of ten and rounds of four: these run on across batches.
+        rounds = KIND[drawn].reshape(30, 4)
+        np.testing.assert_array_equal(np.sort(rounds), [[0, 2, 3, 4]] * 30)
+        assert len(np.unique(rounds, axis=0)) > 10
+        for kind in (0, 2, 3, 4):
+            epochs = drawn[KIND[drawn] == kind].reshape(-1, COUNTS[kind])
+            own = np.flatnonzero(kind == KIND)
+            np.testing.assert_array_equal(np.sort(epochs), [own] * len(epochs))
+        in_step = [drawn[KIND[drawn] == k] - (k == KIND).argmax() for k in (0, 4)]
+        assert (in_step[0] != in_step[1]).any()
+
+
+def test_a_row_is_as_likely_as_its_class_over_its_rows():
+    keys = jax.random.split(jax.random.key(7), 4000)
+    drawn = np.asarray(balanced(keys, 3, size=1)).ravel()
+    chance = 1 / (4 * COUNTS[KIND])
+    found = np.bincount(drawn, minlength=len(KIND))
+    assert stats.chisquare(found, chance * len(keys)).pvalue > 1e-4
+
+
+@pytest.mark.parametrize("soft", [False, True])
+def test_rows_without_a_label_come_beside_balanced_ones(soft):
+    labels = np.array([1, 0, -1, 0, 0, 2, -1, 0, 1, 0, -1])
+    labelled = (labels >= 0) & (np.arange(11) != 5)  # so that a class has no row
+    given = np.eye(3)[labels] if soft else labels
+    order = labelled_first(jnp.asarray(labelled), jnp.asarray(given), classes=3)
+    draw = jax.jit(lambda step, at: mixed_rows(KEY, step, order, (4, 3), at))
+    whole = [np.asarray(draw(step, jnp.arange(7))[0]) for step in range(8)]
+    for rows in whole:
+        np.testing.assert_array_equal(np.sort(labels[rows[:4]]), [0, 0, 1, 1])
+        assert not labelled[rows[4:]].any()
+    assert set(np.concatenate(whole)) == set(range(11))
+    shares = [draw(5, at) for at in jnp.arange(7).reshape(7, 1)]
+    rows, there = map(np.concatenate, zip(*shares, strict=True))
+    np.testing.assert_array_equal(rows, whole[5])
+    assert there.all()
 
 
 # One step.
@@ -256,24 +312,32 @@ def part(params, number):
     return jax.tree.map(lambda leaf: leaf[number], params)
 
 
-def test_a_fit_is_a_loop_of_steps():
+@pytest.mark.parametrize("balanced", [0, CLASSES])
+def test_a_fit_is_a_loop_of_steps(balanced):
     data, weights = example(), jnp.linspace(0, 2, ROWS)
     key = jax.random.key(7)
     state_key, order_key = jax.random.split(key)
     learn = make_learner(candidate(0))
     weighted = data._replace(weights=data.weights * weights)
     state, step = learn.init(state_key, data), jax.jit(learn.step)
+    known = (weighted.labels >= 0) & (weighted.weights > 0)
+
+    @jax.jit
+    def rows_of(number):
+        positions = jnp.arange(SIZE)
+        if balanced:
+            order = labelled_first(known, data.labels, classes=balanced)
+            return mixed_rows(order_key, number, order, (SIZE, 0), positions)[0]
+        first = jnp.uint32(number * SIZE)
+        return batch_rows(order_key, first, rows=ROWS, positions=positions)
+
     for number in range(STEPS):
-        rows = batch_rows(
-            order_key,
-            jnp.uint32(number * SIZE),
-            rows=ROWS,
-            positions=jnp.arange(SIZE),
-        )
+        rows = rows_of(number)
         state, _ = step(
             state, jax.tree.map(lambda leaf, rows=rows: leaf[rows], weighted)
         )
-    found = alone(data, weights, candidate(0), key)
+    fit = train(make_learner, steps=STEPS, batch_size=SIZE, balanced=balanced)
+    found = jax.jit(fit)(data, weights, candidate(0), key)
     close(found, state.params, rtol=1e-4, atol=1e-5)
 
 

@@ -96,6 +96,7 @@ def snapshots(
     batch_size: int,
     count: int,
     unlabelled: int = 0,
+    balanced: int = 0,
 ) -> Fit:
     """Returns a training run that keeps its parameters `count` times, evenly spaced.
 
@@ -111,6 +112,7 @@ def snapshots(
       batch_size: rows a step; all rows if there are fewer.
       count: of snapshots, from 1 to `steps`.
       unlabelled: see `flaxhead.fit.train`.
+      balanced: see `flaxhead.fit.train`.
 
     Returns:
       A fit whose parameters have a leading axis of `count`: those after
@@ -145,7 +147,14 @@ def snapshots(
         return jax.tree.map(lambda all, leaf: all.at[cycle].set(leaf), kept, params)
 
     make = _accompanied(make_learner, start, keep)
-    return _kept(train(make, steps=steps, batch_size=batch_size, unlabelled=unlabelled))
+    one = train(
+        make,
+        steps=steps,
+        batch_size=batch_size,
+        unlabelled=unlabelled,
+        balanced=balanced,
+    )
+    return _kept(one)
 
 
 def cosine_cycles(peak: float | Array, *, steps: int, count: int) -> optax.Schedule:
@@ -186,6 +195,7 @@ def averaged(
     decay: float | Array | None = None,
     start: float = 0.0,
     unlabelled: int = 0,
+    balanced: int = 0,
 ) -> Fit:
     r"""Returns a training run whose parameters are averaged over its steps.
 
@@ -206,6 +216,7 @@ def averaged(
         up to 1 (the plain mean); may be a traced scalar. None: the plain mean.
       start: share of the steps before any counts, in `[0, 1)`.
       unlabelled: see `flaxhead.fit.train`.
+      balanced: see `flaxhead.fit.train`.
 
     Returns:
       A fit with the parameters of one head.
@@ -242,7 +253,14 @@ def averaged(
         )
 
     make = _accompanied(make_learner, lambda params: params, keep)
-    return _kept(train(make, steps=steps, batch_size=batch_size, unlabelled=unlabelled))
+    one = train(
+        make,
+        steps=steps,
+        batch_size=batch_size,
+        unlabelled=unlabelled,
+        balanced=balanced,
+    )
+    return _kept(one)
 
 
 def boosting(fit: Fit, head: Head, *, rounds: int, rate: float | Array = 1.0) -> Fit:

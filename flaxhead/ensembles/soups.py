@@ -160,6 +160,7 @@ def soups(
     batch_size: int,
     count: int,
     unlabelled: int = 0,
+    balanced: int = 0,
 ) -> Fit:
     """Returns the fit of one head, the average of `count` runs from one initialisation.
 
@@ -173,6 +174,7 @@ def soups(
       batch_size: rows a step; all rows if there are fewer.
       count: of runs, at least 1.
       unlabelled: see `flaxhead.fit.train`.
+      balanced: see `flaxhead.fit.train`.
 
     Returns:
       A fit with the parameters of one head.
@@ -203,7 +205,13 @@ def soups(
     ) -> Params:
         first, rest = jax.random.split(key)
         make = shared_start(make_learner, first)
-        one = train(make, steps=steps, batch_size=batch_size, unlabelled=unlabelled)
+        one = train(
+            make,
+            steps=steps,
+            batch_size=batch_size,
+            unlabelled=unlabelled,
+            balanced=balanced,
+        )
         members = seeds(one, count)(data, weights, hyperparameters, rest)
         return jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), members)
 
