@@ -6,8 +6,9 @@ On its default, the digits of scikit-learn, `data.label_noise` gives three in te
 training rows another class; leave it out for data of your own. Cold, it takes 12 s of
 CPU time on 2 cores. Expected: test accuracy 0.955, NLL 0.207. The cross-entropy
 (`--config.loss.name=softmax_cross_entropy`) gets 0.955 too, as validation labels that
-are right tell when to stop, but an NLL of 0.563. Wrong labels are listed, or left out,
-by `flaxhead.noisy_labels`.
+are right tell when to stop, but an NLL of 0.563. Wrong labels are listed by
+`flaxhead.noisy_labels`, and left out with `--config.heads.0.prune=True` or, by two
+heads for each other, `--config.heads.0.co_teaching=0.3`: docs/labels.md compares them.
 """
 
 from flaxhead import (

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 from matplotlib.transforms import Bbox
 
+from flaxhead.report.attention import attention
 from flaxhead.report.choices import choices
 from flaxhead.report.curves import curves
 from flaxhead.report.learning_curve import learning_curve
@@ -220,7 +221,8 @@ def test_wrong_arguments_are_refused(tmp_path, change, message):
 
 
 def test_matplotlib_is_imported_only_to_draw():
-    modules = ", ".join(f"flaxhead.report.{name}" for name in PICTURES)
+    names = (*PICTURES, "attention")
+    modules = ", ".join(f"flaxhead.report.{name}" for name in names)
     code = f"import sys, {modules}; assert 'matplotlib' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
 
@@ -492,3 +494,66 @@ def test_a_learning_curve_without_a_mean_is_refused(tmp_path, means):
     message = f"points: expected one or more with a finite mean, got {len(means)}"
     with pytest.raises(ValueError, match=message):
         learning_curve(tmp_path / "curve.png", points, metric="accuracy")
+
+
+WEIGHTS = np.array(
+    [
+        [[0.5, 0.2, 0.3, 0.0], [0.1, 0.9, 0.0, 0.0]],
+        [[0.25, 0.75, 7.0, np.nan], [0.5, 0.5, 7.0, 7.0]],
+    ]
+)
+REAL = np.array([[True] * 4, [True, True, False, False]])
+TEXTS = [["a", "charming", "$5", "film"], ["dull", "x" * 50]]
+
+
+def test_attention_shows_every_weight_and_leaves_padding_blank(tmp_path, drawn):
+    attention(
+        tmp_path / "attention.png",
+        WEIGHTS,
+        mask=REAL,
+        tokens=TEXTS,
+        names=["good", "bad"],
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["attention.png"]
+    *panels, _ = drawn[0].axes
+    shown = [axes.images[0].get_array() for axes in panels]
+    np.testing.assert_array_equal(
+        np.ma.stack(shown).mask, np.broadcast_to(~REAL[:, None], WEIGHTS.shape)
+    )
+    for row, weights in enumerate(shown):
+        real = REAL[row]
+        np.testing.assert_array_equal(weights[:, real], WEIGHTS[row][:, real])
+        # One scale for all rows, which what padding holds has no part in.
+        assert panels[row].images[0].get_clim() == (0, 0.9)
+    texts = [[one.get_text() for one in axes.get_xticklabels()] for axes in panels]
+    assert texts == [["a", "charming", r"\$5", "film"], ["dull", "x" * 16, "", ""]]
+    queries = [one.get_text() for one in panels[0].get_yticklabels()]
+    assert queries == ["query 0", "query 1"]
+    assert [axes.get_title(loc="left") for axes in panels] == ["good", "bad"]
+    title = drawn[0].get_suptitle()
+    assert title == "the largest weight is 0.9, of 'charming' in good"
+
+
+def test_attention_without_texts_counts_tokens(tmp_path, drawn):
+    attention(tmp_path / "attention.png", np.full([1, 1, 100], 0.01))
+    labels = drawn[0].axes[0].get_xticklabels()
+    assert [one.get_text() for one in labels] == [str(n) for n in range(0, 100, 3)]
+
+
+@pytest.mark.parametrize(
+    ("weights", "options", "message"),
+    [
+        (WEIGHTS[0], {}, r"weights: expected \[rows, queries, tokens\], .*\[2, 4\]"),
+        (WEIGHTS[:0], {}, "weights: expected .* one or more of each"),
+        (WEIGHTS, {}, "weights: expected finite numbers"),
+        (WEIGHTS, {"mask": REAL[:1]}, r"mask: expected \[2, 4\], got \[1, 4\]"),
+        (WEIGHTS, {"mask": ~REAL[:1] & ~REAL}, "mask: expected a real token"),
+        (WEIGHTS[:1], {"tokens": TEXTS}, "tokens: expected a list a row, 1, got 2"),
+        (WEIGHTS[:1], {"tokens": [["a"]]}, "tokens: expected from 4 to 4 texts in row"),
+        (WEIGHTS[:1], {"names": []}, "names: expected one a row, 1, got 0"),
+    ],
+)
+def test_attention_that_does_not_fit_is_refused(tmp_path, weights, options, message):
+    with pytest.raises(ValueError, match=message):
+        attention(tmp_path / "attention.png", weights, **options)
+    assert not list(tmp_path.iterdir())

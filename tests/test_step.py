@@ -140,7 +140,7 @@ def test_a_class_comes_once_a_round_and_a_row_once_an_epoch_of_its_class():
             epochs = drawn[KIND[drawn] == kind].reshape(-1, COUNTS[kind])
             own = np.flatnonzero(kind == KIND)
             np.testing.assert_array_equal(np.sort(epochs), [own] * len(epochs))
-        in_step = [drawn[KIND[drawn] == k] - (k == KIND).argmax() for k in (0, 4)]
+        in_step = [drawn[KIND[drawn] == k] - np.argmax(k == KIND) for k in (0, 4)]
         assert (in_step[0] != in_step[1]).any()
 
 
