@@ -538,6 +538,8 @@ def test_attention_without_texts_counts_tokens(tmp_path, drawn):
     attention(tmp_path / "attention.png", np.full([1, 1, 100], 0.01))
     labels = drawn[0].axes[0].get_xticklabels()
     assert [one.get_text() for one in labels] == [str(n) for n in range(0, 100, 3)]
+    title = drawn[0].get_suptitle()
+    assert title == "the largest weight is 0.01, of token 0 in row 0"
 
 
 @pytest.mark.parametrize(

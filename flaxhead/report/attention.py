@@ -103,11 +103,9 @@ def attention(
     bar.ax.tick_params(colors=canvas.INK, labelsize=8)
     bar.outline.set_visible(False)  # pyright: ignore[reportCallIssue]
     row, query, token = np.unravel_index(shown.argmax(fill_value=-1), shown.shape)
-    canvas.headline(
-        figure,
-        f"the largest weight is {shown[row, query, token]:.2g}, of "
-        f"{texts[row][token]!r} in {titles[row]}",
-    )
+    of = f"token {token}" if tokens is None else f"'{texts[row][token]}'"
+    weight = f"{shown[row, query, token]:.2g}"
+    canvas.headline(figure, f"the largest weight is {weight}, of {of} in {titles[row]}")
     canvas.save(figure, path)
 
 
