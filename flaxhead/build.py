@@ -29,6 +29,7 @@ from flaxhead.metrics import METRICS, Output
 from flaxhead.noisy_labels import co_teaching, prune, twins
 from flaxhead.objectives import (
     CONSISTENCY,
+    SIGMOID_CONSISTENCY,
     chain,
     feature_dropout,
     noise,
@@ -197,19 +198,23 @@ def output(config: Config, task: str) -> Output:
         f"heads.{number}.{setting}"
         for number, head in enumerate(config.heads)
         for setting, is_set in (
-            ("members", head.members > 1),
             ("graph", head.graph),
             ("prune", head.prune),
             ("co_teaching", bool(head.co_teaching)),
         )
         if is_set
     ]
-    if config.consistency.method != "none":
-        several.append("consistency.method")
     if kind == "sigmoid" and several:
         raise ValueError(
             f"{several[0]} is set, which is for classes that exclude each other, and "
             f"the loss is {name!r}; leave it out, or use a softmax loss"
+        )
+    method = config.consistency.method
+    if kind == "sigmoid" and method not in ("none", *SIGMOID_CONSISTENCY):
+        raise ValueError(
+            f"consistency.method is {method!r}, which is for classes that exclude each "
+            f"other, and the loss is {name!r}; expected one of "
+            f"{', '.join(SIGMOID_CONSISTENCY)}, or a softmax loss"
         )
     if task == "multilabel" and config.train.sampling != "uniform":
         raise ValueError(
@@ -284,7 +289,12 @@ def swept(candidates: list[dict[str, float]]) -> dict[str, np.ndarray]:
 
 
 def make_head(
-    head: HeadConfig, *, classes: int, statistics: PyTree, dropout: float | Array = 0.0
+    head: HeadConfig,
+    *,
+    classes: int,
+    statistics: PyTree,
+    dropout: float | Array = 0.0,
+    output: Output = "softmax",
 ) -> Head:
     """Builds a head from its settings.
 
@@ -293,18 +303,25 @@ def make_head(
       classes: the number of logits.
       statistics: `(mean, std)` of the training rows for `standardize`, else `()`.
       dropout: the rate, which may be traced.
+      output: what turns logits into probabilities, which members are pooled in.
     """
-    made = bare_head(head, classes=classes, dropout=dropout)
+    made = bare_head(head, classes=classes, dropout=dropout, output=output)
     return _on_features(made, head, statistics)
 
 
-def bare_head(head: HeadConfig, *, classes: int, dropout: float | Array = 0.0) -> Head:
+def bare_head(
+    head: HeadConfig,
+    *,
+    classes: int,
+    dropout: float | Array = 0.0,
+    output: Output = "softmax",
+) -> Head:
     """Builds the part of a head that has parameters, on what `features` returns."""
     made = _member(head, classes=classes, dropout=dropout)
     if head.members == 1 or head.distill or head.ensemble == "soup":
         return made
     if head.ensemble != "batch_ensemble":
-        return ensemble(made, head.members)
+        return ensemble(made, head.members, output=output)
     return pooled(
         batch_ensemble(
             classes,
@@ -314,7 +331,8 @@ def bare_head(head: HeadConfig, *, classes: int, dropout: float | Array = 0.0) -
             activation=head.activation,
             dropout=dropout,
             zero_init=head.zero_init,
-        )
+        ),
+        output=output,
     )
 
 
@@ -471,8 +489,10 @@ def make_fit(
     if apart and head.members > 1:
         fit = APART[head.ensemble](fit, head.members)
     if head.distill:
-        teacher = bare_head(several, classes=classes)
-        fit = distill(fit, teacher, run_of(single), classes=classes)
+        kind = output(config, task)
+        teacher = bare_head(several, classes=classes, output=kind)
+        single_fit = run_of(single)
+        fit = distill(fit, teacher, single_fit, classes=classes, output=kind)
     if head.prune:
         # Outermost: what is suspect is so for all that learns from it.
         fit = prune(fit, bare_head(head, classes=classes))
@@ -606,13 +626,18 @@ def make_learner(
     rows: int = 0,
 ) -> Learner:
     """Builds the learner of one candidate; called inside the traced program."""
-    members = head.members
+    members, kind = head.members, output(config, task)
     if head.ensemble != "batch_ensemble":
         head = dataclasses.replace(head, members=1)  # the others begin as one head
 
     def made(head: HeadConfig) -> Head:
-        dropout = hyperparameters.get("dropout", 0.0)
-        return make_head(head, classes=classes, statistics=statistics, dropout=dropout)
+        return make_head(
+            head,
+            classes=classes,
+            statistics=statistics,
+            dropout=hyperparameters.get("dropout", 0.0),
+            output=kind,
+        )
 
     made_head = made(head)
     loss = make_loss(
@@ -651,7 +676,12 @@ def make_learner(
             for scale, rate in zip(asked.noise, asked.feature_dropout, strict=True)
         )
         term = CONSISTENCY[asked.method](
-            made_head, classes=classes, views=(weak, strong), rows=rows, axis=axis
+            made_head,
+            classes=classes,
+            views=(weak, strong),
+            rows=rows,
+            axis=axis,
+            **({"output": kind} if kind == "sigmoid" else {}),
         )
         objective = objective + hyperparameters[_TERM] * term
     return learner(made_head, objective, tx, axis=axis)

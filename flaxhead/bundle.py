@@ -159,6 +159,7 @@ def functions(bundle: Bundle) -> LoadedHead:
         bundle.config,
         classes=len(bundle.class_names),
         statistics=tuple(jnp.asarray(leaf) for leaf in bundle.statistics),
+        output=bundle.output,
     )
     params = jax.tree.map(jnp.asarray, bundle.params)
 

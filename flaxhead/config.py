@@ -186,7 +186,8 @@ class ConsistencyConfig:
     """What trained heads learn from rows without a label, beside the loss."""
 
     method: str = "none"
-    """`none`, or a name of `flaxhead.CONSISTENCY`, such as `fixmatch`."""
+    """`none`, or a name of `flaxhead.CONSISTENCY`, such as `fixmatch`; of several
+    labels a row `pi`, `mean_teacher` or `uda`."""
     weight: tuple[float, ...] = (1.0,)
     """Factors of that term to try."""
     ratio: int = 4

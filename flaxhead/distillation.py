@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from flaxhead.base import Array, Batch, Fit, Head, Hyperparameters, Params
-from flaxhead.fit import known
+from flaxhead.metrics import Output
 from flaxhead.moments import class_shares
+from flaxhead.objectives import rows
 
 
 def distill(
@@ -20,27 +21,32 @@ def distill(
     classes: int,
     on: Literal["unlabelled", "all", "labelled"] = "unlabelled",
     temperature: float | Array = 1.0,
+    output: Output = "softmax",
 ) -> Fit:
     r"""Returns the fit of a student to what a teacher says of the rows.
 
     The teacher is fitted first. Its probabilities, \(\mathrm{softmax}(z / T)\) of its
-    logits, then label the rows, and the student is fitted to those.
+    logits, or \(\mathrm{sigmoid}(z / T)\), then label the rows, and the student is
+    fitted to those.
 
     Source: Hinton, Vinyals and Dean, 2015, "Distilling the knowledge in a neural
     network".
 
     Args:
       teacher: any fit: of an ensemble, of a semi-supervised head, of both.
-      teacher_head: whose parameters it finds; of classes that exclude each other. For
-        an ensemble, the head that pools its members.
+      teacher_head: whose parameters it finds. For an ensemble, the head that pools its
+        members.
       student: the fit of the head that is wanted, to soft labels.
       classes: the number of logits.
       on: the rows that the teacher labels for the student. `unlabelled`: those without
         a label, beside which it learns from the labelled rows and their own labels;
-        where there are none, this is the fit of the student alone. `all`: the labelled
-        rows too. `labelled`: those alone, and the student sees no others.
+        where there are none, this is the fit of the student alone. Of several labels a
+        row, those that are missing are the teacher's. `all`: the labelled rows too.
+        `labelled`: those alone, and the student sees no others.
       temperature: above 1, the student learns softer probabilities than the teacher's,
         and predicts such; may be a traced scalar.
+      output: what turns logits into probabilities, `softmax`, or `sigmoid` of several
+        labels a row.
 
     Returns:
       A `Fit` with the parameters of the student. Teacher and student get the same
@@ -82,21 +88,23 @@ def distill(
         raise ValueError(f"on is {on!r}: expected 'unlabelled', 'all' or 'labelled'")
     if isinstance(temperature, int | float) and temperature <= 0:
         raise ValueError(f"temperature is {temperature}: expected a number above 0")
+    probabilities = jax.nn.softmax if output == "softmax" else jax.nn.sigmoid
 
     def run(
         data: Batch, weights: Array, hyperparameters: Hyperparameters, key: Array
     ) -> Params:
         first, second = jax.random.split(key)
-        labelled = known(data, weights)
+        read = data._replace(weights=data.weights * weights)
+        labelled = rows.known(read) if output == "softmax" else rows.labelled(read)
         params = teacher(data, weights, hyperparameters, first)
         logits = teacher_head.apply(params, data.x)
-        labels = jax.lax.stop_gradient(jax.nn.softmax(logits / temperature))
+        labels = jax.lax.stop_gradient(probabilities(logits / temperature))
         if on == "unlabelled":
             # The student needs the labelled rows: with 10 labels a class of banking77
             # and half as many rows without, 66 % of held-out rows were right without
             # them, 84 % with them. Whose labels those have mattered little.
             own = class_shares(data.labels, classes)
-            labels = jnp.where(labelled[:, None], own, labels)
+            labels = jnp.where(labelled[:, None] & ~jnp.isnan(own), own, labels)
         counted = jnp.where(labelled, weights, 0.0 if on == "labelled" else 1.0)
         return student(data._replace(labels=labels), counted, hyperparameters, second)
 

@@ -30,7 +30,7 @@ def hide(data: Batch, weights: Array) -> Batch:
 
     A row that `weights` leave out while `data` has it stays, with its weight in `data`.
     """
-    labelled = known(data, weights)
+    labelled = rows.labelled(data._replace(weights=data.weights * weights))
     if data.labels.ndim == 1:
         labels = jnp.where(labelled, data.labels, -1)
     else:
@@ -95,7 +95,7 @@ def train(
             data = data._replace(weights=data.weights * weights)
         order = None
         if unlabelled or balanced:
-            order = labelled_first(rows.known(data), data.labels, classes=balanced)
+            order = labelled_first(rows.labelled(data), data.labels, classes=balanced)
 
         def batch(step: Array) -> Batch:
             if order is not None:

@@ -391,7 +391,9 @@ def _problem(
         )
 
     def make_head(statistics: Any):
-        return build.make_head(head, classes=classes, statistics=statistics)
+        return build.make_head(
+            head, classes=classes, statistics=statistics, output=plan.output
+        )
 
     standardized = head.normalization == "standardize"
     return parallel.Problem(

@@ -26,7 +26,7 @@ from flaxhead.base import (
     State,
 )
 from flaxhead.metrics import Output, ScoreSums, score_sums
-from flaxhead.objectives.rows import known
+from flaxhead.objectives.rows import labelled
 from flaxhead.sampling import batch_rows, labelled_first, mixed_rows
 
 AXIS = "devices"
@@ -359,7 +359,7 @@ def _train(
     slots = progress.losses.shape[1]
     order = None
     if problem.unlabelled or problem.balanced:
-        order = labelled_first(known(data), data.labels, classes=problem.balanced)
+        order = labelled_first(labelled(data), data.labels, classes=problem.balanced)
 
     def batch(step: Array) -> Batch:
         # Where the batch does not divide by the devices the last one pads.

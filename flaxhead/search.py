@@ -259,7 +259,7 @@ def head_names(configs: tuple[HeadConfig, ...]) -> list[str]:
 def _programs(
     question: Question, name: str, head: HeadConfig, rows: int, shares: Shares
 ) -> Programs:
-    made = build.bare_head(head, classes=question.classes)
+    made = build.bare_head(head, classes=question.classes, output=question.output)
     axis = shares.axis
     fit = build.make_fit(
         question.config,

@@ -8,14 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from scipy.special import log_softmax, softmax
+from scipy.special import expit, log_softmax, softmax, xlogy
 
 from flaxhead import objectives
 from flaxhead.base import Batch, Objective, Sums
+from flaxhead.fit import hide
 from flaxhead.heads import linear, mlp
 from flaxhead.losses import softmax_cross_entropy
-from flaxhead.objectives import CONSISTENCY
-from flaxhead.objectives.rows import known, row_keys, side_key
+from flaxhead.objectives import CONSISTENCY, SIGMOID_CONSISTENCY
+from flaxhead.objectives.rows import known, labelled, row_keys, side_key
 from flaxhead.step import learner
 
 pytestmark = pytest.mark.usefixtures("compile_quickly")
@@ -285,6 +286,63 @@ def test_methods_are_the_papers_formulas_and_targets_have_no_gradient():
     assert by_flaxhead._cache_size() == 1
 
 
+def test_of_sigmoids_each_label_is_on_or_off_by_itself():
+    batch = example(0, spread=2.0)
+    params = HEAD.init(jax.random.key(3), batch.x)
+    weights = np.asarray(batch.weights)
+    q, p = (
+        expit(np.asarray(view(batch, None).x @ params["output"]["kernel"], float))
+        for view in (weak, strong)
+    )
+    on, off = q ** (1 / 0.4), (1 - q) ** (1 / 0.4)
+    sharp = on / (on + off)
+    sure = np.maximum(q, 1 - q) >= 0.6
+    nats = -(xlogy(sharp, p) + xlogy(1 - sharp, 1 - p))
+    expected = {
+        "pi": (np.mean((q - p) ** 2, 1), 2 / CLASSES * (p - q) * p * (1 - p)),
+        "uda": (np.sum(sure * nats, 1), sure * (p - sharp)),
+    }
+    expected["mean_teacher"] = expected["pi"]  # whose average begins at the head
+
+    @jax.jit
+    def run(params):
+        found = {}
+        for name in SIGMOID_CONSISTENCY:
+            objective = CONSISTENCY[name](
+                HEAD,
+                classes=CLASSES,
+                views=(weak, strong),
+                output="sigmoid",
+                **SETTINGS[name],
+            )
+
+            def total(params, objective=objective):
+                memory, key = objective.init(params), jax.random.key(0)
+                return objective.apply(params, memory, batch, key)[0][
+                    "consistency"
+                ].total
+
+            found[name] = jax.value_and_grad(total)(params)
+        return found
+
+    assert 0 < sure.mean() < 1
+    found = run(params)
+    assert set(found) == set(expected)
+    for name, (value, slope) in found.items():
+        values, slopes = expected[name]
+        np.testing.assert_allclose(value, weights @ values, rtol=1e-4, err_msg=name)
+        x = np.asarray(strong(batch, None).x, float)
+        np.testing.assert_allclose(
+            slope["output"]["kernel"], x.T @ (weights[:, None] * slopes), atol=1e-4
+        )
+    takes = {
+        name
+        for name, make in CONSISTENCY.items()
+        if "output" in inspect.signature(make).parameters
+    }
+    assert takes == set(SIGMOID_CONSISTENCY)
+
+
 def test_divergences_are_their_formulas():
     draw = np.random.default_rng(0)
     target, logits = draw.dirichlet(np.ones(3), 5), draw.normal(size=(5, 3))
@@ -480,6 +538,17 @@ def test_rows_without_a_whole_label_are_unlabelled(kind):
     np.testing.assert_array_equal(known(batch._replace(labels=labels)), expected)
 
 
+def test_a_row_of_which_some_labels_are_missing_keeps_the_others():
+    labels = jnp.array([[1.0, jnp.nan], [jnp.nan] * 2, [0.0, 1.0]])
+    weights = jnp.ones(3)
+    batch = Batch(jnp.zeros([3, 1]), labels, weights, jnp.arange(3))
+    np.testing.assert_array_equal(labelled(batch), [True, False, True])
+    hidden = hide(batch, jnp.array([2.0, 1, 0]))
+    np.testing.assert_array_equal(hidden.labels[0], labels[0])
+    assert jnp.isnan(hidden.labels[1:]).all()
+    np.testing.assert_array_equal(hidden.weights, [2, 1, 1])
+
+
 def test_sums_compose_in_any_order():
     batch = example(7)
     params = NET.init(jax.random.key(0), batch.x)
@@ -526,6 +595,10 @@ def test_an_average_that_keeps_nothing_is_the_head_itself():
         (lambda: objectives.soft_weight(2), "decay of soft_weight is 2"),
         (lambda: objectives.relative_threshold(2), "share of relative_threshold is 2"),
         (lambda: objectives.sharpen(0), "temperature is 0: expected one above 0"),
+        (
+            lambda: objectives.sigmoid_sharpen(0.5, 80),
+            "confidence of sigmoid_sharpen is 80: expected",
+        ),
         (
             lambda: objectives.align(objectives.soft(), decay=2),
             "decay of align is 2",

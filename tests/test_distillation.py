@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy.special import softmax
+from scipy.special import expit, softmax
 from sklearn.linear_model import Ridge
 
 from flaxhead.base import Batch, Head
@@ -91,6 +91,26 @@ def test_the_student_is_told_the_teacher_s_probabilities(on, temperature):
     close(labels, expected, 1e-6)
     rest = np.where(np.arange(ROWS) < ROWS - 2, 0.0 if on == "labelled" else 1.0, 0)
     same(counted, np.where(LABELLED, 2, rest).astype(np.float32))
+
+
+@pytest.mark.parametrize("on", ["unlabelled", "all", "labelled"])
+def test_several_labels_are_told_one_by_one(on):
+    """Those of a row that are missing are the teacher's, as are all of a hidden row."""
+    given = np.random.default_rng(2).integers(0, 2, (ROWS, 3)).astype(np.float32)
+    given[::3, 1] = np.nan
+    given[-4:] = np.nan
+    weights = jnp.where(LABELLED, 2.0, 0.0)
+    read = LABELLED & ~np.isnan(given).all(1)
+    fit = distill(
+        teach, TEACHER, told, classes=3, on=on, temperature=1.5, output="sigmoid"
+    )
+    data = WIDE._replace(labels=jnp.asarray(given))
+    labels, counted = jax.jit(fit)(data, weights, {"scale": jnp.float32(2.0)}, KEY)
+    expected = expit(2 * np.asarray(WIDE.x) / 1.5)
+    if on == "unlabelled":
+        expected = np.where(read[:, None] & ~np.isnan(given), given, expected)
+    close(labels, expected, 1e-6)
+    same(counted, np.where(read, 2, 0.0 if on == "labelled" else 1).astype(np.float32))
 
 
 def test_targets_carry_no_gradient():

@@ -8,6 +8,7 @@ import math
 import numpy as np
 import oracles
 import pytest
+from scipy.special import expit
 from sklearn.metrics import average_precision_score, log_loss, roc_auc_score
 from sklearn.utils.class_weight import compute_class_weight
 
@@ -294,6 +295,35 @@ def test_several_labels_a_row_some_of_them_missing(tmp_path):
     assert result["selected"]["score"] > 0.9
 
 
+def test_members_of_several_labels_are_pooled_as_sigmoids(tmp_path):
+    """And one head learns from them on rows without any, which are most."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(200, 5)).astype(np.float32)
+    labels = (x[:, :3] + 0.3 * rng.normal(size=(200, 3)) > 0).astype(np.float32)
+    labels[rng.random(labels.shape) < 0.1] = np.nan
+    train = np.where(np.arange(200)[:, None] < 150, np.nan, labels)
+    data = arrays(
+        {"embeddings": x, "labels": train},
+        val={"embeddings": x, "labels": labels},
+        config=flaxhead.DataConfig(
+            task="multilabel", unlabelled="keep", test_fraction=0
+        ),
+    )
+    for distill, shape in ((False, (3, 5, 3)), (True, (5, 3))):
+        head = HeadConfig("linear", zero_init=False, members=3, distill=distill)
+        run(settings(head), tmp_path / str(distill), data=data)
+        shipped = flaxhead.load(tmp_path / str(distill) / "head")
+        params = shipped.bundle.params["output"]
+        assert params["kernel"].shape == shape
+        expected = expit(x @ params["kernel"] + np.expand_dims(params["bias"], -2))
+        if not distill:
+            assert expected.std(0).max() > 1e-3
+            expected = expected.mean(0)
+        np.testing.assert_allclose(shipped.probabilities(x), expected, atol=1e-5)
+        # The softmax of no row has two labels above a half.
+        assert np.all(np.asarray(shipped.probabilities(np.full((1, 5), 1.5))) > 0.6)
+
+
 def token_splits():
     """Class by the mean of the real tokens; what is padding says something else."""
     rng = np.random.default_rng(0)
@@ -360,8 +390,12 @@ SIGMOID = LossConfig("sigmoid_binary_cross_entropy")
             {"consistency": ConsistencyConfig("uda", noise=(0.1,))},
             "consistency.noise is .* expected two numbers",
         ),
-        ({}, {"consistency": FIXMATCH, "loss": SIGMOID}, "consistency.method is set"),
-        ({"members": 2}, {"loss": SIGMOID}, "heads.0.members is set, which is for"),
+        (
+            {},
+            {"consistency": FIXMATCH, "loss": SIGMOID},
+            "consistency.method is 'fixmatch', .* one of pi, mean_teacher, uda",
+        ),
+        ({"graph": True}, {"loss": SIGMOID}, "heads.0.graph is set, which is for"),
         ({"name": "ridge", "members": 2}, {}, "heads.0.members is 2, but 'ridge'"),
         ({"name": "ridge", "graph": True}, {}, "heads.0.graph is True, but 'ridge'"),
         ({"name": "logistic", "graph": True}, {}, "expected semi_supervised, which is"),

@@ -9,10 +9,13 @@ from flaxhead.objectives.consistency import (
     ema_teacher,
     itself,
     kl,
+    sigmoid_cross_entropy,
+    sigmoid_squared,
     squared,
 )
 from flaxhead.objectives.methods import (
     CONSISTENCY,
+    SIGMOID_CONSISTENCY,
     adamatch,
     fixmatch,
     flexmatch,
@@ -33,7 +36,7 @@ from flaxhead.objectives.regularisers import (
     vat,
 )
 from flaxhead.objectives.supervised import supervised
-from flaxhead.objectives.targets import align, hard, sharpen, soft
+from flaxhead.objectives.targets import align, hard, sharpen, sigmoid_sharpen, soft
 from flaxhead.objectives.thresholds import (
     everything,
     flex_threshold,
@@ -55,6 +58,7 @@ from flaxhead.objectives.views import (
 
 __all__ = [
     "CONSISTENCY",
+    "SIGMOID_CONSISTENCY",
     "Reading",
     "Seen",
     "Teacher",
@@ -91,6 +95,9 @@ __all__ = [
     "ramp",
     "relative_threshold",
     "sharpen",
+    "sigmoid_cross_entropy",
+    "sigmoid_sharpen",
+    "sigmoid_squared",
     "soft",
     "soft_weight",
     "softmatch",

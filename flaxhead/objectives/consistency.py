@@ -16,6 +16,8 @@ import jax
 import jax.numpy as jnp
 
 from flaxhead.base import Array, Batch, Head, Objective, Params, PyTree, Sums, View
+from flaxhead.losses import sigmoid_binary_cross_entropy
+from flaxhead.metrics import Output
 from flaxhead.objectives.rows import (
     known,
     row_keys,
@@ -83,6 +85,7 @@ def consistency(
     divergence: Divergence,
     rows: int = 0,
     axis: str | None = None,
+    output: Output = "softmax",
 ) -> Objective:
     r"""What a head says of strong views, held to what a teacher says of weak ones.
 
@@ -99,10 +102,14 @@ def consistency(
       teacher: `itself()` or `ema_teacher(decay)`.
       target: `soft()`, `hard()`, `sharpen(temperature)`, also within `align`.
       select: `everything()`, `threshold(confidence)` and kin, also within `align`.
-      divergence: `cross_entropy`, `squared` or `kl`.
+      divergence: `cross_entropy`, `squared` or `kl`; of sigmoids
+        `sigmoid_cross_entropy` or `sigmoid_squared`.
       rows: of the whole data; `flex_threshold` needs to know.
       axis: name of the device axis over which batches are split; None for one device.
         Running statistics are over all devices. Give views theirs.
+      output: what turns the teacher's logits into probabilities, `softmax`, or
+        `sigmoid` of several labels a row. Those are read by `soft`, `sigmoid_sharpen`
+        and `everything`; what asks for the likeliest class has no meaning there.
 
     Returns:
       An `Objective` of the one term `consistency`, whose memory is that of the teacher,
@@ -127,6 +134,7 @@ def consistency(
     >>> list(sums), float(sums["consistency"].count)
     (['consistency'], 3.0)
     """
+    probabilities = jax.nn.softmax if output == "softmax" else jax.nn.sigmoid
     weak, strong = (each if isinstance(each, tuple) else (each,) for each in views)
 
     def init(params: Params) -> PyTree:
@@ -148,7 +156,7 @@ def consistency(
 
         fixed, of_teacher = teacher.apply(of_teacher, jax.lax.stop_gradient(params))
         guesses = [
-            jax.nn.softmax(logits(fixed, view, number))
+            probabilities(logits(fixed, view, number))
             for number, view in enumerate(weak)
         ]
         guess = jax.lax.stop_gradient(sum(guesses, jnp.zeros(())) / len(weak))
@@ -211,6 +219,19 @@ def kl(target: Array, logits: Array) -> Array:
 def squared(target: Array, logits: Array) -> Array:
     r"""\(\frac1C \sum_c (t_c - p_c)^2\), a divergence."""
     return jnp.mean((target - jax.nn.softmax(logits)) ** 2, axis=-1)
+
+
+def sigmoid_cross_entropy(target: Array, logits: Array) -> Array:
+    r"""\(-\sum_c t_c \log p_c + (1 - t_c) \log(1 - p_c)\) of sigmoids, a divergence.
+
+    A target of NaN is missing and adds nothing.
+    """
+    return sigmoid_binary_cross_entropy(logits, target)
+
+
+def sigmoid_squared(target: Array, logits: Array) -> Array:
+    r"""\(\frac1C \sum_c (t_c - p_c)^2\) of sigmoids, a divergence."""
+    return jnp.mean((target - jax.nn.sigmoid(logits)) ** 2, axis=-1)
 
 
 def check_share(name: str, share: float | Array) -> None:

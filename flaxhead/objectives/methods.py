@@ -13,16 +13,19 @@ from collections.abc import Callable
 import jax.numpy as jnp
 
 from flaxhead.base import Array, Head, Objective
+from flaxhead.metrics import Output
 from flaxhead.objectives.consistency import (
     Views,
     consistency,
     cross_entropy,
     ema_teacher,
     itself,
+    sigmoid_cross_entropy,
+    sigmoid_squared,
     squared,
 )
 from flaxhead.objectives.regularisers import vat
-from flaxhead.objectives.targets import align, hard, sharpen, soft
+from flaxhead.objectives.targets import align, hard, sharpen, sigmoid_sharpen, soft
 from flaxhead.objectives.thresholds import (
     everything,
     flex_threshold,
@@ -41,6 +44,7 @@ def pi(
     views: tuple[Views, Views],
     rows: int = 0,
     axis: str | None = None,
+    output: Output = "softmax",
 ) -> Objective:
     r"""The Pi-model: \(\frac1C |q - p|^2\).
 
@@ -54,9 +58,10 @@ def pi(
         teacher=itself(),
         target=soft(),
         select=everything(),
-        divergence=squared,
+        divergence=squared if output == "softmax" else sigmoid_squared,
         rows=rows,
         axis=axis,
+        output=output,
     )
 
 
@@ -67,6 +72,7 @@ def mean_teacher(
     views: tuple[Views, Views],
     rows: int = 0,
     axis: str | None = None,
+    output: Output = "softmax",
     decay: float | Array = 0.99,
 ) -> Objective:
     r"""Mean Teacher: \(\frac1C |q' - p|^2\), with \(q'\) of averaged parameters.
@@ -81,9 +87,10 @@ def mean_teacher(
         teacher=ema_teacher(decay),
         target=soft(),
         select=everything(),
-        divergence=squared,
+        divergence=squared if output == "softmax" else sigmoid_squared,
         rows=rows,
         axis=axis,
+        output=output,
     )
 
 
@@ -117,23 +124,30 @@ def uda(
     views: tuple[Views, Views],
     rows: int = 0,
     axis: str | None = None,
+    output: Output = "softmax",
     confidence: float | Array = 0.8,
     temperature: float | Array = 0.4,
 ) -> Objective:
     r"""UDA: \(1[\max q \ge \tau]\, H(q^{1/T} / \sum q^{1/T}, p)\).
 
+    Of sigmoids it is this for each label of a row, as if on and off were two classes.
+
     Source: Xie et al., 2020, "Unsupervised data augmentation for consistency training".
     """
+    one = output == "softmax"
     return consistency(
         head,
         classes=classes,
         views=views,
         teacher=itself(),
-        target=sharpen(temperature),
-        select=threshold(confidence),
-        divergence=cross_entropy,
+        target=sharpen(temperature)
+        if one
+        else sigmoid_sharpen(temperature, confidence),
+        select=threshold(confidence) if one else everything(),
+        divergence=cross_entropy if one else sigmoid_cross_entropy,
         rows=rows,
         axis=axis,
+        output=output,
     )
 
 
@@ -348,3 +362,6 @@ CONSISTENCY: dict[str, Callable[..., Objective]] = {
 }
 """Name -> `(head, *, classes, views, rows=0, axis=None, ...) -> Objective`, where views
 are (weak, strong), `rows` are those of the whole data, and the rest is the method's."""
+
+SIGMOID_CONSISTENCY = ("pi", "mean_teacher", "uda")
+"""Those that take `output="sigmoid"` too, of several labels a row."""

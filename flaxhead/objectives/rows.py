@@ -19,6 +19,16 @@ def known(batch: Batch) -> Array:
     return given & (batch.weights > 0)
 
 
+def labelled(batch: Batch) -> Array:
+    """Returns `bool [batch]`, the present rows of whose label a part at least is there.
+
+    Of several labels a row some may be missing (NaN).
+    """
+    labels = batch.labels
+    given = labels >= 0 if labels.ndim == 1 else ~jnp.all(jnp.isnan(labels), axis=1)
+    return given & (batch.weights > 0)
+
+
 def row_keys(key: Array, index: Array) -> Array:
     """Returns one key a row, of the row's number in the whole data."""
     return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, index)

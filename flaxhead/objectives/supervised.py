@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 
 from flaxhead.base import Array, Batch, Head, Loss, Objective, Params, PyTree, Sums
-from flaxhead.objectives.rows import row_keys
+from flaxhead.objectives.rows import labelled, row_keys
 
 
 def supervised(head: Head, loss: Loss) -> Objective:
@@ -45,15 +45,9 @@ def supervised(head: Head, loss: Loss) -> Objective:
     ) -> tuple[dict[str, Sums], PyTree]:
         keys = row_keys(key, batch.index)
         logits = head.apply(params, batch.x, key=keys, train=True)
-        present = _labelled(batch.labels) & (batch.weights > 0)
+        present = labelled(batch)
         losses = loss(logits, batch.labels, where=present, weights=batch.weights)
         count = jnp.sum(jnp.where(present, batch.weights, 0))
         return {"supervised": Sums(jnp.sum(losses), count)}, memory
 
     return Objective(init, apply)
-
-
-def _labelled(labels: Array) -> Array:
-    if jnp.issubdtype(labels.dtype, jnp.integer):
-        return labels >= 0
-    return ~jnp.all(jnp.isnan(labels), axis=-1)

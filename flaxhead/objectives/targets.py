@@ -32,9 +32,41 @@ def sharpen(temperature: float | Array) -> Reading:
     Raises:
       ValueError: if `temperature` is a number of 0 or less.
     """
-    if isinstance(temperature, int | float) and temperature <= 0:
-        raise ValueError(f"temperature is {temperature}: expected one above 0")
+    _check_temperature(temperature)
     return stateless(lambda p: jax.nn.softmax(_log(p) / temperature))
+
+
+def sigmoid_sharpen(temperature: float | Array, confidence: float | Array) -> Reading:
+    r"""The sigmoid at a temperature, of labels that are on or off for sure.
+
+    A label is 1 with the probability \(p^{1/T} / (p^{1/T} + (1 - p)^{1/T})\). Where
+    neither \(p\) nor \(1 - p\) reaches the confidence it is NaN, missing, which
+    `sigmoid_cross_entropy` leaves out: each label of a row is selected by itself.
+
+    Args:
+      temperature: as for `sharpen`.
+      confidence: the least probability of a label's being on, or off; may be traced.
+
+    Raises:
+      ValueError: if `temperature` is a number of 0 or less, or `confidence` is one
+        outside of `[0, 1]`.
+
+    >>> from flaxhead.objectives.consistency import Seen
+    >>> p = jnp.array([[0.9, 0.1, 0.6]])
+    >>> seen = Seen(p, p, jnp.ones(1), jnp.array([False]), jnp.arange(1))
+    >>> sigmoid_sharpen(0.5, 0.8).apply((), seen, None)[0].round(3).tolist()
+    [[0.9879999756813049, 0.012000000104308128, nan]]
+    """
+    _check_temperature(temperature)
+    check_share("confidence of sigmoid_sharpen", confidence)
+
+    def sharpened(p: Array) -> Array:
+        sure = jnp.maximum(p, 1 - p) >= confidence
+        return jnp.where(
+            sure, jax.nn.sigmoid((_log(p) - _log(1 - p)) / temperature), jnp.nan
+        )
+
+    return stateless(sharpened)
 
 
 def align(
@@ -125,6 +157,11 @@ def running(
     any_row = row_mean(jnp.ones_like(weights), weights, axis) > 0
     new = decay * old + (1 - decay) * row_mean(values, weights, axis)
     return jnp.where(any_row, new, old)
+
+
+def _check_temperature(temperature: float | Array) -> None:
+    if isinstance(temperature, int | float) and temperature <= 0:
+        raise ValueError(f"temperature is {temperature}: expected one above 0")
 
 
 def _log(p: Array) -> Array:
