@@ -7,12 +7,14 @@ edges, and the matrix is never dense.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.scipy.sparse.linalg import cg
+from jax.typing import ArrayLike
 
 from flaxhead.base import Array
 from flaxhead.heads.neighbours import nearest, nearest_others
@@ -20,6 +22,8 @@ from flaxhead.heads.normalize import unit
 from flaxhead.moments import divisor
 
 _ROWS_AT_ONCE = 1024
+_ROWS_OF_A_PART = 65536  # on the host
+_ROWS_OF_A_CELL = 39  # at least, for faiss to find its centre
 _MOST = 1000  # iterations of a solver
 _BALANCING = 100
 
@@ -73,7 +77,97 @@ def knn_graph(
         return jnp.where(weights[row] > 0, jnp.maximum(best, 0), 0), found
 
     similarity, neighbours = lax.map(one, jnp.arange(rows), batch_size=_ROWS_AT_ONCE)
-    return _normalized(neighbours, similarity**power)
+    return graph_of(neighbours, similarity, power=power)
+
+
+def graph_of(
+    neighbours: ArrayLike, similarity: ArrayLike, *, power: float = 3.0
+) -> Graph:
+    """Makes a graph of lists of nearest rows, which any search may have found.
+
+    Args:
+      neighbours: `int [rows, k]`, the rows that each is joined to; -1: none. A row in
+        its own list is no edge.
+      similarity: `[rows, k]`, of each. An edge weighs the similarity to a power, and
+        nothing where that is negative.
+      power: of the similarity.
+
+    Raises:
+      ValueError: if the two aren't of one shape `[rows, k]`.
+
+    >>> neighbours, similarity = [[0, 1], [1, 0], [2, -1]], [[1.0, 0.5]] * 3
+    >>> propagate(graph_of(neighbours, similarity), jnp.eye(3)).tolist()
+    [[0.0, 1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 0.0]]
+    """
+    neighbours = jnp.asarray(neighbours, jnp.int32)
+    similarity = jnp.asarray(similarity, jnp.float32)
+    if neighbours.ndim != 2 or neighbours.shape != similarity.shape:
+        raise ValueError(
+            f"graph_of got neighbours of shape {list(neighbours.shape)} and similarity "
+            f"of shape {list(similarity.shape)}: expected [rows, k] of both"
+        )
+    others = (neighbours >= 0) & (neighbours != jnp.arange(len(neighbours))[:, None])
+    own = jnp.where(others, jnp.maximum(similarity, 0), 0) ** power
+    return _normalized(jnp.maximum(neighbours, 0), own)
+
+
+def approximate_neighbours(
+    x: np.ndarray, weights: np.ndarray, *, k: int = 10, probes: int = 8
+) -> tuple[np.ndarray, np.ndarray]:
+    """Finds most of the nearest rows on the host, for `graph_of`, by faiss.
+
+    Rows are put into cells, `2 sqrt(rows)` of them by k-means, and compared with those
+    of the nearest cells. It is for more rows than the exact search of `knn_graph` can
+    compare with each other, which are some hundred thousand.
+
+    Args:
+      x: `[rows, dim]` embeddings, of any length and float type; a memory map may be.
+      weights: `[rows]`; a row of weight 0 finds none and is not found.
+      k: how many others.
+      probes: cells that a row looks into: more find more and take longer.
+
+    Returns:
+      `int32 [rows, k + 1]` rows, of which one is mostly the row itself (-1: none), and
+      their cosine similarities.
+
+    Raises:
+      ValueError: for tokens, or `k` or `probes` below 1; if faiss isn't installed.
+
+    Source: Douze et al., 2024, "The Faiss library".
+    """
+    if x.ndim != 2 or k < 1 or probes < 1:
+        raise ValueError(
+            f"approximate_neighbours got x of shape {list(x.shape)}, k {k} and probes "
+            f"{probes}: expected [rows, dim] and 1 or more of both"
+        )
+    try:
+        import faiss  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise ValueError(
+            "approximate_neighbours searches with faiss, which is not installed: pip "
+            "install faiss-cpu (the extra 'neighbours'), or use the exact knn_graph"
+        ) from error
+    present = np.flatnonzero(np.asarray(weights) > 0)
+    neighbours = np.full((len(x), k + 1), -1, np.int32)
+    similarity = np.zeros((len(x), k + 1), np.float32)
+    if not len(present):
+        return neighbours, similarity
+    cells = round(2 * len(present) ** 0.5)
+    cells = max(min(cells, len(present) // _ROWS_OF_A_CELL), 1)
+    index: Any = faiss.index_factory(
+        x.shape[1], f"IVF{cells},Flat", faiss.METRIC_INNER_PRODUCT
+    )
+    index.cp.max_points_per_centroid = 2 * _ROWS_OF_A_CELL
+    index.nprobe = probes
+    # Spread evenly over all rows, which may be sorted by class.
+    step = max(len(present) // (cells * index.cp.max_points_per_centroid), 1)
+    index.train(_unit(x[present[::step]]))
+    parts = np.split(present, np.arange(_ROWS_OF_A_PART, len(present), _ROWS_OF_A_PART))
+    for part in parts:
+        index.add_with_ids(_unit(x[part]), part)
+    for part in parts:
+        similarity[part], neighbours[part] = index.search(_unit(x[part]), k + 1)
+    return neighbours, np.where(neighbours < 0, 0, similarity)
 
 
 def union(*graphs: Graph) -> Graph:
@@ -295,6 +389,13 @@ def product_of_experts(*probabilities: Array) -> Array:
     """
     tiny = jnp.finfo(jnp.float32).tiny
     return jax.nn.softmax(sum(jnp.log(jnp.maximum(p, tiny)) for p in probabilities))
+
+
+def _unit(x: np.ndarray) -> np.ndarray:
+    """Rows of length 1 on the host; a row of zeros stays."""
+    x = np.ascontiguousarray(x, np.float32)
+    length = np.linalg.norm(x, axis=1, keepdims=True)
+    return x / np.where(length > 0, length, 1)
 
 
 def _normalized(neighbours: Array, own: Array) -> Graph:

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from flaxhead.base import Array, Batch, Fit, Head, Hyperparameters, Params
 from flaxhead.fit import deal, known, refitted
 from flaxhead.graph import (
+    Graph,
     balance,
     induct,
     knn_graph,
@@ -53,6 +54,7 @@ def vote(
     k: int = 10,
     power: float = 3.0,
     alpha: float = 0.95,
+    graph: Graph | None = None,
 ) -> Votes:
     """Spreads labels along two graphs of nearest rows, joined.
 
@@ -68,7 +70,17 @@ def vote(
       k: see `flaxhead.graph.knn_graph`.
       power: see `flaxhead.graph.knn_graph`.
       alpha: see `flaxhead.graph.spread`.
+      graph: over all rows, in place of these two: for more rows than can be compared
+        with each other, see `flaxhead.graph.approximate_neighbours`.
+
+    Raises:
+      ValueError: if the graph is of another number of rows.
     """
+    if graph is not None and len(graph.neighbours) != len(data.labels):
+        raise ValueError(
+            f"graph is of {len(graph.neighbours)} rows: expected {len(data.labels)}, as"
+            " data has"
+        )
     labelled = known(data, weights)
     shares = jnp.where(labelled[:, None], class_shares(data.labels, classes), 0)
     prior = smoothed_prior(shares, data.weights * weights)
@@ -80,16 +92,21 @@ def vote(
     x = data.x.astype(jnp.float32)
     mean = weighted_mean(x, present)
     plain = x - mean
-    first = knn_graph(plain, present, k=k, power=power)
-    moments = class_moments(plain, votes(first), present, classes=classes)
-    whiten = whitening(moments, _SHRINKAGE)
-    second = knn_graph(plain @ whiten, present, k=k, power=power)
-    rows = votes(union(first, second))
+    spaces: list[Callable[[Array], Array]] = [lambda x: x]
+    if graph is None:
+        first = knn_graph(plain, present, k=k, power=power)
+        moments = class_moments(plain, votes(first), present, classes=classes)
+        whiten = whitening(moments, _SHRINKAGE)
+        second = knn_graph(plain @ whiten, present, k=k, power=power)
+        graph = union(first, second)
+        spaces.append(lambda x: x @ whiten)
+    rows = votes(graph)
 
     def carry(x: Any) -> Array:
-        new = x - mean
-        spaces = (new, plain), (new @ whiten, plain @ whiten)
-        each = [induct(*one, rows, present, k=k, power=power) for one in spaces]
+        each = [
+            induct(space(x - mean), space(plain), rows, present, k=k, power=power)
+            for space in spaces
+        ]
         return sum(each[1:], each[0]) / len(each)
 
     each = jnp.sum(labelled) / classes
@@ -104,6 +121,7 @@ def with_graph(
     k: int = 10,
     power: float = 3.0,
     alpha: float = 0.95,
+    graph: Graph | None = None,
 ) -> Fit:
     """Returns the fit of a head to labels that a graph and the head agree on.
 
@@ -118,6 +136,7 @@ def with_graph(
       k: see `flaxhead.graph.knn_graph`.
       power: see `flaxhead.graph.knn_graph`.
       alpha: see `flaxhead.graph.spread`.
+      graph: see `vote`; over the rows that the fit will get.
 
     Returns:
       A `Fit` of the same hyperparameters. The graph does not depend on them, so that
@@ -137,7 +156,15 @@ def with_graph(
         data: Batch, weights: Array, hyperparameters: Hyperparameters, key: Array
     ) -> Params:
         first, second = jax.random.split(key)
-        votes = vote(data, weights, classes=classes, k=k, power=power, alpha=alpha)
+        votes = vote(
+            data,
+            weights,
+            classes=classes,
+            k=k,
+            power=power,
+            alpha=alpha,
+            graph=graph,
+        )
         params = fit(data, weights, hyperparameters, first)
         own = jax.nn.softmax(head.apply(params, data.x))
         guess = product_of_experts(own**votes.trust, votes.rows)

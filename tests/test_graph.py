@@ -1,5 +1,7 @@
 """The graph of nearest rows against dense NumPy and scikit-learn."""
 
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,9 @@ import pytest
 from sklearn.semi_supervised import LabelSpreading
 
 from flaxhead.graph import (
+    approximate_neighbours,
     balance,
+    graph_of,
     induct,
     knn_graph,
     mixture,
@@ -57,6 +61,47 @@ def test_its_matrix_is_the_dense_one(block):
         propagate(graph, jnp.eye(ROWS)), normalised(x), rtol=1e-4, atol=1e-6
     )
     np.testing.assert_allclose(graph.degrees, affinity(x).sum(1), rtol=1e-5)
+
+
+def test_lists_of_any_search_make_the_graph():
+    x, _, _ = problem()
+    unit = x / np.linalg.norm(x, axis=1, keepdims=True)
+    # A row finds itself first, and one more is said not to be there.
+    neighbours = np.argsort(-(unit @ unit.T), axis=1)[:, : K + 2]
+    similarity = np.take_along_axis(unit @ unit.T, neighbours, 1)
+    neighbours[:, -1], similarity[:, -1] = -1, 0.9
+    graph = graph_of(neighbours, similarity)
+    np.testing.assert_allclose(
+        propagate(graph, jnp.eye(ROWS)), normalised(x), rtol=1e-4, atol=1e-6
+    )
+
+
+def test_the_approximate_search_is_exact_where_it_looks_into_all_cells():
+    x, _, _ = problem(rows=300)
+    weights = np.ones(300, np.float32)
+    weights[250:], x[250:] = 0, np.nan
+    neighbours, similarity = approximate_neighbours(x, weights, k=K, probes=6)
+    unit = x[:250] / np.linalg.norm(x[:250], axis=1, keepdims=True)
+    every = unit @ unit.T
+    np.testing.assert_allclose(
+        similarity[:250], -np.sort(-every, axis=1)[:, : K + 1], atol=1e-5
+    )
+    np.testing.assert_allclose(
+        np.take_along_axis(every, neighbours[:250], 1), similarity[:250], atol=1e-5
+    )
+    assert (neighbours[250:] == -1).all()
+    # In one of the six cells it finds some, and what it finds is as similar as it says.
+    some, of_some = approximate_neighbours(x, weights, k=K, probes=1)
+    assert 0.5 < (some[:250] == neighbours[:250]).mean() < 1
+    np.testing.assert_allclose(
+        np.take_along_axis(every, some[:250], 1), of_some[:250], atol=1e-5
+    )
+
+
+def test_without_its_library_the_approximate_search_names_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    with pytest.raises(ValueError, match=r"pip install faiss-cpu \(the extra 'n"):
+        approximate_neighbours(np.eye(3), np.ones(3))
 
 
 def test_the_same_row_twice_is_no_edge_to_itself():
@@ -161,6 +206,10 @@ def test_bad_input_is_told():
         knn_graph(jnp.zeros((3, 2, 4)), jnp.ones(3), k=2)
     with pytest.raises(ValueError, match="k 0: expected"):
         knn_graph(jnp.zeros((3, 2)), jnp.ones(3), k=0)
+    with pytest.raises(ValueError, match=r"\[3, 2\] and similarity of shape \[3, 1\]"):
+        graph_of(np.zeros((3, 2), int), np.zeros((3, 1)))
+    with pytest.raises(ValueError, match="k 1 and probes 0: expected"):
+        approximate_neighbours(np.eye(3), np.ones(3), k=1, probes=0)
 
 
 def test_a_union_is_the_sum_of_graphs_of_equal_mass():

@@ -9,6 +9,7 @@ import pytest
 
 from flaxhead.base import Batch
 from flaxhead.fit import deal, out_of_fold, sweep
+from flaxhead.graph import balance, knn_graph, spread
 from flaxhead.heads import linear
 from flaxhead.semi_supervised import guard, self_train, vote, with_graph
 from flaxhead.solvers import logistic, ridge
@@ -104,6 +105,25 @@ def test_rows_absent_from_the_data_are_deleted(name):
     fewer = jax.tree.map(lambda leaf: leaf[:200], data)
     expected = wrapped(name)(fewer, few[:200], hyperparameters, KEY)
     assert_close(expected, found)
+
+
+def test_a_graph_that_is_given_is_the_one_that_votes():
+    data, few = rings()
+    graph = knn_graph(data.x, data.weights, k=3)
+    run = jax.jit(
+        lambda graph: vote(data, few, classes=CLASSES, graph=graph)._replace(carry=None)
+    )
+    shares = jax.nn.one_hot(data.labels, CLASSES) * few[:, None]
+    counts = 1 + np.asarray(shares).sum(0)
+    expected = balance(spread(graph, shares), counts / counts.sum(), data.weights)
+    assert_close(run(graph).rows, expected)
+    with pytest.raises(ValueError, match="graph is of 240 rows: expected 100, as"):
+        vote(
+            jax.tree.map(lambda leaf: leaf[:100], data),
+            few[:100],
+            classes=3,
+            graph=graph,
+        )
 
 
 def test_it_is_a_fit_like_any_other():
