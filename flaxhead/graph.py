@@ -162,10 +162,13 @@ def approximate_neighbours(
     # Spread evenly over all rows, which may be sorted by class.
     step = max(len(present) // (cells * index.cp.max_points_per_centroid), 1)
     index.train(_unit(x[present[::step]]))
-    parts = np.split(present, np.arange(_ROWS_OF_A_PART, len(present), _ROWS_OF_A_PART))
-    for part in parts:
-        index.add_with_ids(_unit(x[part]), part)
-    for part in parts:
+    cell = []
+    for part in _parts(present):
+        rows = _unit(x[part])
+        index.add_with_ids(rows, part)
+        cell.append(index.quantizer.assign(rows, 1)[:, 0])
+    # Rows of a cell look into the same cells, which then stay in the cache.
+    for part in _parts(present[np.argsort(np.concatenate(cell), kind="stable")]):
         similarity[part], neighbours[part] = index.search(_unit(x[part]), k + 1)
     return neighbours, np.where(neighbours < 0, 0, similarity)
 
@@ -396,6 +399,10 @@ def _unit(x: np.ndarray) -> np.ndarray:
     x = np.ascontiguousarray(x, np.float32)
     length = np.linalg.norm(x, axis=1, keepdims=True)
     return x / np.where(length > 0, length, 1)
+
+
+def _parts(rows: np.ndarray) -> list[np.ndarray]:
+    return np.split(rows, np.arange(_ROWS_OF_A_PART, len(rows), _ROWS_OF_A_PART))
 
 
 def _normalized(neighbours: Array, own: Array) -> Graph:
