@@ -1,4 +1,4 @@
-"""`flaxhead predict | evaluate`: a trained head on the command line."""
+"""`flaxhead predict | evaluate | plan`: heads on the command line."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from flaxhead import bundle
-from flaxhead.data import load_inputs, load_split, to_batch
+from flaxhead import bundle, flags, plan
+from flaxhead.config import Config
+from flaxhead.data import load, load_inputs, load_split, to_batch
 from flaxhead.loop import Interrupted, write_text
 from flaxhead.metrics import evaluate
 
@@ -26,7 +27,8 @@ from flaxhead.metrics import evaluate
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command line; returns its exit status."""
     parser = argparse.ArgumentParser(
-        prog="flaxhead", description="Use a trained head (python train.py trains one)."
+        prog="flaxhead",
+        description="Use a trained head (python train.py trains one), or plan a run.",
     )
     commands = parser.add_subparsers(dest="command", required=True)
     predict = commands.add_parser("predict", help="write the predictions of a file")
@@ -44,7 +46,30 @@ def main(arguments: list[str] | None = None) -> int:
         "--data", required=True, metavar="SOURCE", help="npz:DIR, say; as in training"
     )
     score.add_argument("--split", default="test", help="default: test")
-    options = parser.parse_args(arguments)
+    need = commands.add_parser(
+        "plan",
+        help="print what a run needs on a TPU, or here, without running it",
+        description="Any --config.FIELD=VALUE of train.py may follow.",
+    )
+    need.add_argument("--config", metavar="FILE.py", help="default: the defaults")
+    need.add_argument(
+        "--topology",
+        default="local",
+        metavar="NAME",
+        help="v5e:4x4, say; or all; default: local, the devices of this machine",
+    )
+    need.add_argument(
+        "--shape",
+        metavar="ROWSxDIMxCLASSES[:TYPE]",
+        help="of embeddings that are not at hand, 1280000x1024x1000:bfloat16, say",
+    )
+    need.add_argument(
+        "--price", type=float, default=0.0, help="of a device an hour", metavar="NUMBER"
+    )
+    options, rest = parser.parse_known_args(arguments)
+    if rest and options.command != "plan":
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    options.rest = rest
     with errors():
         cache_compilations()
         COMMANDS[options.command](options)
@@ -106,7 +131,21 @@ def _evaluate(options: argparse.Namespace) -> None:
     print(json.dumps({"split": options.split, **scores}, allow_nan=False))
 
 
-COMMANDS = {"predict": _predict, "evaluate": _evaluate}
+def _plan(options: argparse.Namespace) -> None:
+    config = flags.load(options.config) if options.config else Config()
+    config = flags.override(config, options.rest)
+    every = options.topology == "all"
+    names = plan.TOPOLOGIES if every else (options.topology,)
+    chosen = [(name, plan.topology(name)) for name in names]
+    data = plan.imagine(options.shape, config) if options.shape else load(config.data)
+    plans = [
+        plan.plan(config, data, name=name, devices=devices) for name, devices in chosen
+    ]
+    say = plan.compare(plans, price=options.price) if every else ""
+    print(say or plan.describe(plans[0], price=options.price))
+
+
+COMMANDS = {"predict": _predict, "evaluate": _evaluate, "plan": _plan}
 
 
 @contextmanager

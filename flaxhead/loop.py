@@ -335,6 +335,53 @@ def _differences(old: Any, new: Any, name: str) -> list[str]:
     return [f"{name} ({json.dumps(old)} there, {json.dumps(new)} now)"]
 
 
+class Work(NamedTuple):
+    """What a run compiles: the problems of its sweeps, or one search.
+
+    Attributes:
+      problems: name of a head -> its sweep; none where whole fits are compared.
+      with_logits: whether validation logits leave the devices.
+      question: of the search, or None.
+      pool: the rows of the search, or None.
+      steps: of training.
+      evaluations: on the validation rows.
+    """
+
+    problems: dict[str, parallel.Problem]
+    with_logits: bool
+    question: Question | None
+    pool: crossval.Pool | None
+    steps: int
+    evaluations: int
+
+
+def work(config: Config, data: Dataset) -> Work:
+    """Returns what `run` would compile, after the same checks.
+
+    Raises:
+      ValueError: settings or data that cannot be used.
+    """
+    build.check(config)
+    plan = _plan(config, data)
+    if build.searched(config):
+        pool = crossval.pool(config, data)
+        return Work({}, False, _question(plan), pool, plan.steps, 0)
+    train, val = to_batch(_training_rows(plan)), to_batch(data.val)
+    # Their values are in no program.
+    nothing = np.zeros(train.x.shape[-1], np.float32)
+    statistics = nothing, nothing
+    problems = {}
+    for name, head in zip(head_names(config.heads), config.heads, strict=True):
+        grid = build.grid(config, head, plan.batch_size)
+        problems[name] = _problem(plan, head, grid, train, val, statistics)
+    times = len(plan.evaluate_at)
+    return Work(problems, _with_logits(plan), None, None, plan.steps, times)
+
+
+def _with_logits(plan: _Plan) -> bool:
+    return not METRICS[plan.metric].from_sums
+
+
 def _compile(plan: _Plan) -> list[_Sweep]:
     train, val = to_batch(_training_rows(plan)), to_batch(plan.data.val)
     rows = parallel.place_rows(train, devices=plan.config.train.devices)
@@ -349,7 +396,7 @@ def _compile(plan: _Plan) -> list[_Sweep]:
             problem,
             devices=plan.config.train.devices,
             split=plan.config.train.split,
-            with_logits=not METRICS[plan.metric].from_sums,
+            with_logits=_with_logits(plan),
             rows=rows,
         )
         sweeps.append(_Sweep(name, head, grid, problem, program, statistics))
@@ -640,15 +687,7 @@ def _search(
 ) -> dict[str, Any]:
     """Chooses among whole fits, and writes the winner's bundle and the pictures."""
     config, data = plan.config, plan.data
-    question = Question(
-        config=config,
-        classes=len(data.class_names),
-        task=data.task,
-        output=plan.output,
-        metric=plan.metric,
-        class_weights=plan.class_weights,
-        class_counts=plan.class_counts,
-    )
+    question = _question(plan)
 
     def tick(done: int, total: int, best: str, unit: str) -> None:
         display.step(done, total, best, unit)
@@ -696,6 +735,18 @@ def _search(
             "run_seconds": seconds - outcome.compile_seconds,
         },
     }
+
+
+def _question(plan: _Plan) -> Question:
+    return Question(
+        config=plan.config,
+        classes=len(plan.data.class_names),
+        task=plan.data.task,
+        output=plan.output,
+        metric=plan.metric,
+        class_weights=plan.class_weights,
+        class_counts=plan.class_counts,
+    )
 
 
 def _described_search(plan: _Plan) -> str:

@@ -8,7 +8,7 @@ however many devices there are and whichever of the two axes is split over them.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -165,12 +165,95 @@ def compile_sweep(
     Raises:
       ValueError: more devices are asked for than there are.
     """
-    chosen = choose_devices(devices)
-    lanes = len(chosen)
-    axis = AXIS if lanes > 1 and split == "batch" else None
-    candidates = len(problem.seeds)
-    place = _Placement(chosen, split, candidates)
+    place = _Placement(choose_devices(devices), split, len(problem.seeds))
+    clock = time.perf_counter()
+    made = _sweep(problem, place, with_logits, rows)
+    compile_seconds = time.perf_counter() - clock
+    train_rows, val_rows, settings = made.train_rows, made.val_rows, made.settings
 
+    def run_train(progress: Progress, first: int, steps: int) -> Progress:
+        return made.train(
+            progress, train_rows, settings, np.int32(first), np.int32(steps)
+        )
+
+    def run_evaluate(progress: Progress) -> tuple[ScoreSums, np.ndarray | None]:
+        sums, logits = made.evaluate(progress.state.params, train_rows[1], val_rows)
+        if with_logits:
+            # [(devices,) chunks, candidates, rows, classes] -> [candidates, rows, ...]
+            host = place.logits_to_host(logits)
+            return place.to_host(sums), host[:, : problem.val.labels.shape[0]]
+        return place.to_host(sums), None
+
+    def run_keep(progress: Progress, scores: np.ndarray) -> Progress:
+        return made.keep(progress, place.candidates(scores.astype(np.float32)))
+
+    def from_host(progress: Progress) -> Progress:
+        progress = place.candidates(progress)
+        key = jax.random.wrap_key_data(progress.state.key)
+        return progress._replace(state=progress.state._replace(key=key))
+
+    return Program(
+        start=lambda: made.start(train_rows, settings),
+        train=run_train,
+        evaluate=run_evaluate,
+        keep_best=run_keep,
+        to_host=place.to_host,
+        from_host=from_host,
+        compile_seconds=compile_seconds,
+    )
+
+
+class Sweep(NamedTuple):
+    """A sweep's compiled programs, and what they are called with, placed.
+
+    Attributes:
+      start: `(train_rows, settings) -> progress`.
+      train: `(progress, train_rows, settings, first, steps) -> progress`.
+      evaluate: `(params, statistics, val_rows) -> (sums, logits)`.
+      keep: `(progress, scores) -> progress`.
+      train_rows: the training rows and the statistics of the head.
+      val_rows: the validation rows, in chunks.
+      settings: hyperparameters and seeds.
+      progress: the shapes of progress; None in a run of several processes.
+    """
+
+    start: Any
+    train: Any
+    evaluate: Any
+    keep: Any
+    train_rows: Any
+    val_rows: Any
+    settings: Any
+    progress: Any
+
+
+def plan_sweep(
+    problem: Problem,
+    devices: Sequence[Any],
+    *,
+    split: str = "batch",
+    with_logits: bool = False,
+) -> Sweep:
+    """Compiles a sweep for devices that need not be here; nothing is placed or run.
+
+    Args:
+      problem: what would be trained.
+      devices: of this machine, or of `jax.experimental.topologies`.
+      split: as for `compile_sweep`.
+      with_logits: as for `compile_sweep`.
+
+    Returns:
+      Programs to ask for their memory and cost, and the shapes that they take.
+    """
+    place = _Placement(list(devices), split, len(problem.seeds), abstract=True)
+    return _sweep(problem, place, with_logits, None)
+
+
+def _sweep(
+    problem: Problem, place: _Placement, with_logits: bool, rows: PyTree | None
+) -> Sweep:
+    lanes = len(place.chosen)
+    axis = AXIS if lanes > 1 and not place.by_candidate else None
     shares = lanes if axis else 1
     rows = place.everywhere(problem.train) if rows is None else rows
     train_rows = (rows, place.everywhere(problem.statistics))
@@ -189,51 +272,28 @@ def compile_sweep(
     def keep(progress: Progress, scores: Array) -> Progress:
         return _keep_best(progress, scores, problem.patience)
 
-    clock = time.perf_counter()
-    start_program = place.compile(start, (train_rows, settings))
-    progress = start_program(train_rows, settings)
-    train_program = place.compile(
+    start_program, shapes = place.compile(start, (train_rows, settings))
+    progress = shapes if place.abstract else start_program(train_rows, settings)
+    train_program, _ = place.compile(
         train,
         (progress, train_rows, settings, np.int32(0), np.int32(0)),
         donate=(0,),
-        options=_TRAIN_OPTIONS if chosen[0].platform == "cpu" else None,
+        options=_TRAIN_OPTIONS if place.chosen[0].platform == "cpu" else None,
     )
-    evaluate_program = place.compile(
+    evaluate_program, _ = place.compile(
         evaluate, (progress.state.params, train_rows[1], val_rows)
     )
-    no_scores = place.candidates(np.zeros(candidates, np.float32))
-    keep_program = place.compile(keep, (progress, no_scores), donate=(0,))
-    compile_seconds = time.perf_counter() - clock
-
-    def run_train(progress: Progress, first: int, steps: int) -> Progress:
-        return train_program(
-            progress, train_rows, settings, np.int32(first), np.int32(steps)
-        )
-
-    def run_evaluate(progress: Progress) -> tuple[ScoreSums, np.ndarray | None]:
-        sums, logits = evaluate_program(progress.state.params, train_rows[1], val_rows)
-        if with_logits:
-            # [(devices,) chunks, candidates, rows, classes] -> [candidates, rows, ...]
-            host = place.logits_to_host(logits)
-            return place.to_host(sums), host[:, : problem.val.labels.shape[0]]
-        return place.to_host(sums), None
-
-    def run_keep(progress: Progress, scores: np.ndarray) -> Progress:
-        return keep_program(progress, place.candidates(scores.astype(np.float32)))
-
-    def from_host(progress: Progress) -> Progress:
-        progress = place.candidates(progress)
-        key = jax.random.wrap_key_data(progress.state.key)
-        return progress._replace(state=progress.state._replace(key=key))
-
-    return Program(
-        start=lambda: start_program(train_rows, settings),
-        train=run_train,
-        evaluate=run_evaluate,
-        keep_best=run_keep,
-        to_host=place.to_host,
-        from_host=from_host,
-        compile_seconds=compile_seconds,
+    no_scores = place.candidates(np.zeros(len(problem.seeds), np.float32))
+    keep_program, _ = place.compile(keep, (progress, no_scores), donate=(0,))
+    return Sweep(
+        start_program,
+        train_program,
+        evaluate_program,
+        keep_program,
+        train_rows,
+        val_rows,
+        settings,
+        shapes,
     )
 
 
@@ -251,9 +311,15 @@ class Shares:
       compile_seconds: time spent on compiling so far.
     """
 
-    def __init__(self, devices: int = 0):
-        chosen = choose_devices(devices)
-        self._place = _Placement(chosen, "batch", 1)
+    def __init__(self, devices: int | Sequence[Any] = 0):
+        """Of so many local devices (0: all); or of any, to compile for and not to run.
+
+        With a sequence of devices nothing is placed: what is placed, and what `call`
+        returns, are shapes.
+        """
+        self.abstract = not isinstance(devices, int)
+        chosen = choose_devices(devices) if isinstance(devices, int) else list(devices)
+        self._place = _Placement(chosen, "batch", 1, abstract=self.abstract)
         self._compiled: dict[Any, Any] = {}
         self.axis = AXIS if len(chosen) > 1 else None
         self.devices = len(chosen)
@@ -264,7 +330,11 @@ class Shares:
         if self.axis is None:
             return self._place.everywhere(tree)
 
-        def cut(leaf: Any) -> np.ndarray:
+        def cut(leaf: Any) -> Any:
+            if self.abstract:
+                each = -(-leaf.shape[0] // self.devices)
+                shape = (self.devices, each, *leaf.shape[1:])
+                return jax.ShapeDtypeStruct(shape, leaf.dtype)
             leaf = np.asarray(leaf)
             padding = -len(leaf) % self.devices
             leaf = np.pad(leaf, [(0, padding), *[(0, 0)] * (leaf.ndim - 1)])
@@ -291,7 +361,14 @@ class Shares:
             clock = time.perf_counter()
             self._compiled[name] = self._place.compile(function, arguments)
             self.compile_seconds += time.perf_counter() - clock
-        return self._compiled[name](*arguments)
+        program, shapes = self._compiled[name]
+        return shapes if self.abstract else program(*arguments)
+
+    def programs(self) -> list[tuple[str, Any]]:
+        """What was compiled, in order, each with its function's name."""
+        return [
+            (name[0].__name__, program) for name, (program, _) in self._compiled.items()
+        ]
 
     def first(self, tree: PyTree) -> PyTree:
         """Fetches what is the same on every device, as NumPy arrays."""
@@ -517,8 +594,16 @@ class _Placement:
     runs the plain jitted program, without pmap's dispatch.
     """
 
-    def __init__(self, devices: list[Any], split: str, candidates: int):
+    def __init__(
+        self,
+        devices: list[Any],
+        split: str,
+        candidates: int,
+        *,
+        abstract: bool = False,
+    ):
         self.chosen = devices
+        self.abstract = abstract  # shapes in place of arrays on the devices
         self.count = candidates
         self.many = len(devices) > 1
         self.by_candidate = split == "candidates" and self.many
@@ -541,8 +626,11 @@ class _Placement:
         *,
         donate: tuple = (),
         options: dict[str, Any] | None = None,
-    ) -> Any:
-        """Ahead of time, so that a later call can compile nothing."""
+    ) -> tuple[Any, Any]:
+        """Ahead of time, so that a later call can compile nothing.
+
+        Returns the program and, in a run of one process, the shapes that it returns.
+        """
         if self.many:
             axes = tuple(
                 None if isinstance(leaf, np.integer) else 0 for leaf in arguments
@@ -557,13 +645,25 @@ class _Placement:
             if self.processes > 1:
                 # Its ahead-of-time form can't tell a process's share from the whole;
                 # this one can, and compiles at its first call.
-                return program
+                return program, None
+        elif self.abstract:
+            sharding = jax.sharding.SingleDeviceSharding(self.chosen[0])
+            program = jax.jit(
+                function,
+                donate_argnums=donate,
+                in_shardings=sharding,
+                out_shardings=sharding,
+            )
         else:
             program = jax.jit(function, donate_argnums=donate)
-        return program.lower(*arguments).compile(options)
+        lowered = program.lower(*arguments)
+        return lowered.compile(options), lowered.out_info
 
     def everywhere(self, tree: PyTree) -> PyTree:
         """The same on every device."""
+        if self.abstract:
+            lead = (len(self.chosen),) if self.many else ()
+            return jax.tree.map(lambda leaf: _shape(leaf, lead), tree)
         if not self.many:
             return jax.device_put(tree, self.chosen[0])
         return self._copy(np.arange(len(self._local_lanes())), tree)
@@ -609,6 +709,8 @@ class _Placement:
         return np.moveaxis(host, 2, 0).reshape(each, -1, classes)
 
     def _spread(self, tree: PyTree) -> PyTree:
+        if self.abstract:
+            return jax.tree.map(_shape, tree)
         lanes = self._local_lanes()
         local = jax.tree.map(lambda leaf: np.asarray(leaf)[lanes], tree)
         return self._put(local)
@@ -627,6 +729,10 @@ class _Placement:
         from jax.experimental import multihost_utils
 
         return np.asarray(multihost_utils.process_allgather(leaf, tiled=True))
+
+
+def _shape(leaf: Any, lead: tuple[int, ...] = ()) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct((*lead, *leaf.shape), leaf.dtype)
 
 
 def _words(leaf: Any) -> Any:

@@ -8,7 +8,7 @@ number a row and candidate, leave the device.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from typing import Any, NamedTuple
 
@@ -205,7 +205,9 @@ def programs(question: Question, *, rows: int) -> list[Programs]:
         rows,
     )
     # The latest used is the last.
-    kept = _PROGRAMS.pop(key, None) or _build(question._replace(config=bare), rows)
+    kept = _PROGRAMS.pop(key, None) or build_programs(
+        question._replace(config=bare), rows
+    )
     _PROGRAMS[key] = kept
     while len(_PROGRAMS) > _KEPT:
         _PROGRAMS.pop(next(iter(_PROGRAMS)))
@@ -214,10 +216,22 @@ def programs(question: Question, *, rows: int) -> list[Programs]:
     ]
 
 
-def _build(question: Question, rows: int) -> list[Programs]:
-    shared = Shares(question.config.train.devices)
+def build_programs(
+    question: Question, rows: int, devices: Sequence[Any] | None = None
+) -> list[Programs]:
+    """As `programs`, and keeps none.
+
+    Args:
+      question: what is to be decided.
+      rows: how many there are.
+      devices: to compile for, and not to run; None: those that the settings name.
+    """
+    asked = question.config.train.devices
+    shared = Shares(asked if devices is None else devices)
     # A minibatch is drawn from all rows, and a graph joins them: they stay together.
-    alone = shared if shared.devices == 1 else Shares(1)
+    alone = shared
+    if shared.devices > 1:
+        alone = Shares(1 if devices is None else devices[:1])
     configs = question.config.heads
     return [
         _programs(
@@ -525,6 +539,35 @@ def fit_default(question: Question, rows: Batch, *, programs: list[Programs]) ->
     )
 
 
+def compile_only(
+    question: Question, rows: Batch, fold: np.ndarray, *, folds: int, one: Programs
+) -> None:
+    """Compiles what `search` would run for one head, on shares that are abstract."""
+    shares, dim = one.shares, rows.x.shape[-1]
+    nothing = np.zeros(dim, np.float32)
+    pool = _pool(question, one, rows, fold, folds, (nothing, nothing))
+    grid = build.grid(
+        question.config,
+        one.config,
+        min(question.config.train.batch_size, len(rows.labels)),
+    )
+    columns, seeds = _columns(one.config, grid)
+    lane = pool.lanes[0]
+    if one.path is None:
+        block = _block(question, pool, len(grid))
+        columns = {name: column[:block] for name, column in columns.items()}
+        settings = shares.everywhere((columns, seeds[:block]))
+        shares.call(one.score_fits, pool.data, lane.weights, lane.held, *settings)
+        return
+    strengths = shares.everywhere(columns["C"])
+    state = shares.call(one.path.start, pool.data, pool.stacked, strengths)
+    state = shares.call(
+        one.path.advance, state, pool.data, pool.stacked, strengths, np.int32(64)
+    )
+    solved, _ = shares.call(one.path.solution, state)
+    shares.call(one.score_path, solved, np.int32(0), lane.held)
+
+
 def predict(found: Found, rows: Batch, *, programs: list[Programs]) -> np.ndarray:
     """Returns the winner's logits `[rows, classes]` of other rows."""
     one = next(one for one in programs if one.config == found.head)
@@ -595,11 +638,7 @@ def _evaluate_fits(
     """Scores candidates that are fitted one by one, or side by side under vmap."""
     shares = one.shares
     columns, seeds = _columns(one.config, grid)
-    held = max(len(lane.numbers) for lane in pool.lanes)
-    block = max(1, _LOGITS_AT_ONCE // (held * question.classes))
-    if question.config.selection.fold_by == "leave_one_out":
-        block = len(grid)
-    block = -(-len(grid) // -(-len(grid) // block))
+    block = _block(question, pool, len(grid))
     collect = _Collect(question, len(grid), rows)
     done, calls = 0, len(range(0, len(grid), block)) * len(pool.lanes)
     for first in range(0, len(grid), block):
@@ -633,6 +672,15 @@ def _evaluate_fits(
         return shares.whole(out, len(mine.numbers))
 
     return collect.finish([None] * len(grid), params, logits)
+
+
+def _block(question: Question, pool: _Pool, candidates: int) -> int:
+    """How many candidates are fitted side by side: their logits must fit."""
+    if question.config.selection.fold_by == "leave_one_out":
+        return candidates
+    held = max(len(lane.numbers) for lane in pool.lanes)
+    most = max(1, _LOGITS_AT_ONCE // (held * question.classes))
+    return -(-candidates // -(-candidates // most))
 
 
 def _evaluate_path(

@@ -42,6 +42,7 @@ ORDER = (
     "loop",
     "entry",
     "sklearn",
+    "plan",
     "cli",
 )
 ROOT = Path(flaxhead.__file__).parent
