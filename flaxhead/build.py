@@ -30,10 +30,12 @@ from flaxhead.noisy_labels import co_teaching, prune, twins
 from flaxhead.objectives import (
     CONSISTENCY,
     SIGMOID_CONSISTENCY,
+    cached,
     chain,
     feature_dropout,
     noise,
     supervised,
+    with_view,
 )
 from flaxhead.semi_supervised import with_graph
 from flaxhead.step import learner
@@ -467,6 +469,11 @@ def make_fit(
       class_counts: `[classes]`, rows of each, for the losses that go by them.
     """
 
+    if not sees_views(config, head):  # Nor do those that it is made of.
+        config = dataclasses.replace(
+            config, data=dataclasses.replace(config.data, views=False)
+        )
+
     def run_of(head: HeadConfig) -> Fit:
         fit = _run(
             config,
@@ -669,12 +676,17 @@ def make_learner(
             ramp=_RAMP * steps,
             axis=axis,
         )
+    several = sees_views(config, head)
+    if several:
+        objective = with_view(objective, cached("any"))
     if _consistent(config, head):
         asked = config.consistency
         weak, strong = (
             chain(noise(scale, axis=axis), feature_dropout(rate))
             for scale, rate in zip(asked.noise, asked.feature_dropout, strict=True)
         )
+        if several:
+            weak, strong = cached("weak", then=weak), cached("strong", then=strong)
         term = CONSISTENCY[asked.method](
             made_head,
             classes=classes,
@@ -684,7 +696,15 @@ def make_learner(
             **({"output": kind} if kind == "sigmoid" else {}),
         )
         objective = objective + hyperparameters[_TERM] * term
+    if several:  # Its parameters are made for the vectors that it will predict on.
+        made_head = heads.preprocess(made_head, lambda x: x[:, 0])
     return learner(made_head, objective, tx, axis=axis)
+
+
+def sees_views(config: Config, head: HeadConfig) -> bool:
+    """Whether a head learns from all views of a row, and not from view 0 alone."""
+    alone = head.name in SOLVED or head.graph or head.distill or head.prune
+    return config.data.views and not alone
 
 
 def untouched(head: HeadConfig) -> bool:

@@ -29,6 +29,10 @@ class DataConfig:
     """Seed of the splits."""
     invalid_rows: str = "error"
     """What NaN or infinite embeddings do: `error`, or `drop` (and list them)."""
+    views: bool = False
+    """Embeddings of train are `[rows, views, dim]`: several augmentations of each row,
+    view 0 the row as it is, by which it is scored. Heads trained by steps learn from
+    all views; solved ones, and those with `graph` or `distill`, from view 0 alone."""
     unlabelled: str = "error"
     """What rows with label -1 or empty do in training: `error`, `drop`, or `keep` as
     rows that semi-supervised heads learn from."""
@@ -194,7 +198,7 @@ class ConsistencyConfig:
     """Rows without a label for each of the `batch_size` labelled ones of a step."""
     noise: tuple[float, float] = (0.0, 0.5)
     """Noise of the weak and of the strong view, in standard deviations of each feature.
-    """
+    With `data.views` it is added to view 0 and to another one."""
     feature_dropout: tuple[float, float] = (0.0, 0.2)
     """Share of the features that the weak and the strong view lose."""
 

@@ -25,6 +25,7 @@ from flaxhead.search import (
     padded,
     predict,
     programs,
+    scored,
     search,
 )
 from flaxhead.selection import chooser
@@ -35,7 +36,7 @@ class Pool(NamedTuple):
 
     Attributes:
       data: the rows of training, of validation, and those without a label.
-      rows: the same as a `Batch`.
+      rows: the same as a `Batch`, x of all views where there are several.
       fold: `int32 [rows]`, the fold that holds a row out; `folds` or more: none does.
       folds: how many there are.
     """
@@ -183,7 +184,7 @@ def pool(config: Config, data: Dataset) -> Pool:
     count = len(everything.labels)
     if data.unlabelled is not None:
         everything = concatenate(everything, data.unlabelled)
-    rows = to_batch(everything)
+    rows = to_batch(everything, views=True)
     if not build.by_folds(config):
         if not len(data.val.labels):
             raise ValueError(
@@ -355,7 +356,8 @@ def nested(
         fold, folds = cut(config, rows, groups, where=inside)
         found = search(question, rows, fold, folds=folds, programs=programs, tick=tick)
         mine = outer_fold == number
-        logits[mine] = predict(found, take(rows, mine), programs=programs)
+        held = scored(question, take(rows, mine))
+        logits[mine] = predict(found, held, programs=programs)
         winner = found.candidates[found.selection.winner]
         chosen.append({"head": winner.head, **winner.hyperparameters})
     there = outer_fold >= 0

@@ -32,6 +32,7 @@ def fit(
     weights: Any = None,
     groups: Any = None,
     class_names: Sequence[str] | None = None,
+    views: bool = False,
     metric: str = "auto",
     rule: str = "auto",
     folds: int = 5,
@@ -58,6 +59,8 @@ def fit(
       weights: `[rows]`, 0 or more; None: all 1.
       groups: `[rows]`; the rows of a group, such as a patient, stay in one fold.
       class_names: what integer labels stand for.
+      views: whether embeddings are `[rows, views, dim]`, view 0 the row as it is. Heads
+        trained by steps learn from all views, others from view 0, which all predict.
       metric: a name of `flaxhead.METRICS`, or `auto`.
       rule: `one_standard_error`, or `best`; `auto`: the first, but for
         `semi_supervised`.
@@ -98,6 +101,7 @@ def fit(
             val_fraction=0.0,
             test_fraction=0.0,
             seed=seed,
+            views=views,
             backbone=backbone,
         ),
         heads=ladder,

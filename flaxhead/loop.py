@@ -200,6 +200,12 @@ def _scored(chosen: bundle.Bundle, scores: dict[str, Any]) -> bundle.Bundle:
 
 
 def _plan(config: Config, data: Dataset) -> _Plan:
+    several = data.train.views is not None
+    if several != config.data.views:
+        raise ValueError(
+            f"data.views is {config.data.views}, but the data given was made with "
+            f"data.views={several}; expected the same"
+        )
     output = build.output(config, data.task)
     metric = config.selection.metric
     if metric == "auto":
@@ -229,7 +235,8 @@ def _plan(config: Config, data: Dataset) -> _Plan:
             raise ValueError(
                 f"heads.{number}.pool is 'none', but the embeddings are tokens of the "
                 f"shape {list(data.train.x.shape)}; expected one of "
-                f"{', '.join(heads.POOLINGS)}, to make one vector a row"
+                f"{', '.join(heads.POOLINGS)}, to make one vector a row, or "
+                "data.views=True if they are views"
             )
         if not tokens and head.pool != "none":
             raise ValueError(
@@ -383,10 +390,11 @@ def _with_logits(plan: _Plan) -> bool:
 
 
 def _compile(plan: _Plan) -> list[_Sweep]:
-    train, val = to_batch(_training_rows(plan)), to_batch(plan.data.val)
+    data = _training_rows(plan)
+    train, val = to_batch(data, views=True), to_batch(plan.data.val)
     rows = parallel.place_rows(train, devices=plan.config.train.devices)
     names = head_names(plan.config.heads)
-    mean, std = heads.statistics(train.x, train.weights)
+    mean, std = heads.statistics(to_batch(data).x, train.weights)
     statistics = np.asarray(mean), np.asarray(std)
     sweeps = []
     for name, head in zip(names, plan.config.heads, strict=True):

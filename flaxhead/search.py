@@ -192,7 +192,7 @@ def programs(question: Question, *, rows: int) -> list[Programs]:
     arrays = question.class_weights, question.class_counts
     bare = replace(
         config,
-        data=DataConfig(),
+        data=DataConfig(views=config.data.views),
         heads=tuple(map(build.structure, config.heads)),
         loss=replace(config.loss, label_smoothing=(), logit_adjustment=()),
         consistency=replace(config.consistency, weight=()),
@@ -397,7 +397,8 @@ def search(
 
     Args:
       question: what is to be decided.
-      rows: all rows to train on and to choose by, in host memory.
+      rows: all rows to train on and to choose by, in host memory; with `data.views`, x
+        is `[rows, views, dim]`.
       fold: `int32 [rows]`, the fold that holds a row out. -1: the row is absent;
         `folds` or more: it is in every fit. By leave-one-out every present row is held
         out.
@@ -409,7 +410,8 @@ def search(
       ValueError: where no candidate can win.
     """
     rows = rows._replace(weights=rows.weights * (fold >= 0).astype(np.float32))
-    mean, std = (np.asarray(one) for one in heads.statistics(rows.x, rows.weights))
+    x = scored(question, rows).x
+    mean, std = (np.asarray(one) for one in heads.statistics(x, rows.weights))
     pools = [_pool(question, one, rows, fold, folds, (mean, std)) for one in programs]
     batch = min(question.config.train.batch_size, len(rows.labels))
     grids = [build.grid(question.config, one.config, batch) for one in programs]
@@ -504,20 +506,20 @@ def fit_default(question: Question, rows: Batch, *, programs: list[Programs]) ->
 
     Args:
       question: what would be decided.
-      rows: all rows, in host memory; those of weight 0 are absent.
+      rows: all rows, in host memory, as for `search`; those of weight 0 are absent.
       programs: from `programs`, for as many rows.
     """
     one = programs[0]
     grid = build.grid(question.config, one.config, len(rows.labels))
     middle = grid[len(grid) // 2]
-    given = heads.statistics(rows.x, rows.weights)
+    given = heads.statistics(scored(question, rows).x, rows.weights)
     statistics = np.asarray(given[0]), np.asarray(given[1])
     columns, seeds = _columns(one.config, [middle])
     mine = {name: column[0] for name, column in columns.items()}
     shares = one.shares
     params = shares.call(
         one.fit_one,
-        _place(one, rows, statistics),
+        _place(one, _learned(question, one, rows), statistics),
         shares.rows(np.ones(len(rows.labels), np.float32)),
         *shares.everywhere((mine, seeds[0])),
     )
@@ -569,12 +571,23 @@ def compile_only(
 
 
 def predict(found: Found, rows: Batch, *, programs: list[Programs]) -> np.ndarray:
-    """Returns the winner's logits `[rows, classes]` of other rows."""
+    """Returns the winner's logits `[rows, classes]` of other rows, as `scored`."""
     one = next(one for one in programs if one.config == found.head)
     placed = _place(one, rows, found.statistics)
     params = one.shares.everywhere(found.params)
     logits = one.shares.call(one.apply, params, placed)
     return one.shares.whole(logits, len(rows.labels))
+
+
+def scored(question: Question, rows: Batch) -> Batch:
+    """Returns rows as heads predict them: view 0, where there are several."""
+    return rows._replace(x=rows.x[:, 0]) if question.config.data.views else rows
+
+
+def _learned(question: Question, one: Programs, rows: Batch) -> Batch:
+    """Returns rows as one head learns from them."""
+    every = build.sees_views(question.config, one.config)
+    return rows if every else scored(question, rows)
 
 
 def _place(
@@ -598,7 +611,7 @@ def _pool(
 ) -> _Pool:
     """Places the rows, and each fold's, as the parameters of one head see them."""
     shares = one.shares
-    data = _place(one, rows, statistics)
+    data = _place(one, _learned(question, one, rows), statistics)
     everything = shares.rows((fold >= 0).astype(np.float32))
     if question.config.selection.fold_by == "leave_one_out":
         lanes = [_Lane(everything, data, np.flatnonzero(fold >= -1))]
@@ -608,10 +621,10 @@ def _pool(
     # serves the next search on about as many.
     held_rows = [int((fold == lane).sum()) for lane in range(folds)]
     largest = -(-max(held_rows) // 64) * 64
-    lanes = []
+    lanes, predicted = [], scored(question, rows)
     for lane in range(folds):
         index = np.flatnonzero(fold == lane)
-        held = jax.tree.map(lambda leaf, of=index: leaf[of], rows)
+        held = jax.tree.map(lambda leaf, of=index: leaf[of], predicted)
         held = padded(held, largest)
         lanes.append(
             _Lane(shares.rows(weights[:, lane]), _place(one, held, statistics), index)

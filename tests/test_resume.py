@@ -64,7 +64,7 @@ from flaxhead import *
 
 def get_config():
     return Config(
-        data=DataConfig("npz:{data}", unlabelled="keep"),
+        data=DataConfig("npz:{data}", unlabelled="keep", views=True),
         heads=(HeadConfig("mlp", width=8, dropout=(0.0, 0.5)),),
         # Its running thresholds are memory.
         consistency=ConsistencyConfig("freematch", ratio=1),
@@ -113,8 +113,8 @@ def start(tmp_path_factory):
 
 def write_data(folder):
     rng = np.random.default_rng(0)
-    x = rng.normal(size=(300, 5)).astype(np.float32)
-    labels = (x[:, :3] + rng.normal(size=(300, 3))).argmax(1)
+    x = rng.normal(size=(300, 2, 5)).astype(np.float32)
+    labels = (x[:, 0, :3] + rng.normal(size=(300, 3))).argmax(1)
     labels[::5] = -1
     folder.mkdir(exist_ok=True)
     np.savez(folder / "train.npz", embeddings=x, labels=labels)

@@ -298,6 +298,14 @@ def test_cached_views_are_picked_row_by_row():
     values, counts = np.unique(picked, return_counts=True)
     np.testing.assert_array_equal(values, [1, 2])
     assert counts.min() > 60
+    picked = np.asarray(jax.jit(cached("any"))(batch, KEY).x - x[:, 0])
+    assert np.unique(picked, return_counts=True)[1].min() > 40
+    # One view is no views, whatever comes after it.
+    shake = chain(noise(0.5), feature_dropout(0.2))
+    alone = batch._replace(x=x[:, :1])
+    expected = shake(batch._replace(x=x[:, 0]), KEY)
+    for which in ("weak", "strong", "any"):
+        assert_equal(cached(which, then=shake)(alone, KEY), expected)
 
 
 def test_neighbours_are_views():
@@ -338,7 +346,7 @@ def test_views_chain_and_wrap():
         (lambda: token_dropout(-0.1), r"token_dropout is -0\.1: expected a rate"),
         (lambda: mixup(-1, 2), "alpha of mixup is -1: expected 0 or more"),
         (lambda: cutmix(-1, 2), "alpha of cutmix is -1"),
-        (lambda: cached("hard"), "cached is 'hard': expected weak or strong"),
+        (lambda: cached("hard"), "cached is 'hard': expected weak, strong or any"),
         (
             lambda: cached("weak")(BATCHES["vectors"], KEY),
             r"cached\('weak'\) got x of \[16, 3\]: expected \[batch, views, dim\]",

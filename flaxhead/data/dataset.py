@@ -116,8 +116,8 @@ def load_split(
     raw = reader.read(found[split], config, True)
     files, _ = _settle({split: raw}, class_names, task)
     values, extra = labels.rename(files[split], class_names, raw.where)
-    data = _embeddings(raw, values)
-    return _leave_out(data, raw.where, extra, config)[0]
+    data = _embeddings(raw, values, views=config.views)
+    return _leave_out(data, raw.where, extra, config)[0]._replace(views=None)
 
 
 def load_inputs(path: str, *, config: DataConfig | None = None) -> Embeddings:
@@ -216,7 +216,9 @@ def _compose(
             _refuse_unnamed(extra, names, raw.where)
         elif task == "multiclass":
             extra |= _without_training(values, splits["train"].labels, names)
-        data = _embeddings(raw, values)
+        data = _embeddings(raw, values, views=config.views)
+        if config.views:
+            data = _views_alike(data, splits.get("train"), raw.where, origin)
         if split == "train" and config.unlabelled == "keep":
             data, unlabelled = _set_apart(data, raw.where, config)
         splits[split], dropped[split] = _leave_out(data, raw.where, extra, config)
@@ -242,6 +244,9 @@ def _compose(
     if unlabelled is not None:
         notes["unlabelled_rows"] = len(unlabelled.labels)
     train, val, test = (splits[split] for split in SPLITS)
+    if train.views is not None:
+        notes["views"] = train.views.shape[1]
+        test = test._replace(views=None)  # Nothing is trained on them.
     return Dataset(train, val, test, names, task, notes, unlabelled)
 
 
@@ -298,11 +303,20 @@ def _without_training(
     return {name: those for name, those in rows.items() if those.any()}
 
 
-def _embeddings(raw: Raw, values: np.ndarray | None) -> Embeddings:
+def _embeddings(
+    raw: Raw, values: np.ndarray | None, *, views: bool = False
+) -> Embeddings:
     """Checks the arrays of one split; its labels are `values` by now, or none."""
     where = raw.where
     x = checks.embeddings(raw.embeddings, where)
     rows = len(x)
+    several = x if views and x.ndim == 3 else None
+    if views and raw.mask is not None:
+        raise ValueError(
+            f"{where}: a mask came with views of each row (data.views), and a mask is "
+            "of tokens; expected one of both"
+        )
+    x = x if several is None else several[:, 0]
     if values is None:
         values = np.full(rows, labels.UNLABELLED, np.int32)
     checks.length(values, rows, "labels", where)
@@ -316,12 +330,36 @@ def _embeddings(raw: Raw, values: np.ndarray | None) -> Embeddings:
         None if mask is None else checks.mask(mask, x, where),
         None if groups is None else checks.keys(groups, rows, "groups", where),
         np.arange(rows) if ids is None else checks.keys(ids, rows, "ids", where),
+        several,
     )
+
+
+def _views_alike(
+    data: Embeddings, train: Embeddings | None, where: str, origin: str
+) -> Embeddings:
+    """Checks how many views a split has; a row without is the same in all of them."""
+    if train is None and data.views is None:
+        raise ValueError(
+            f"{where}: embeddings have shape {list(data.x.shape)}, but data.views is "
+            "True; expected [rows, views, dim]"
+        )
+    if train is None or train.views is None:
+        return data
+    count = train.views.shape[1]
+    if data.views is None:
+        same = (len(data.x), count, data.x.shape[-1])
+        return data._replace(views=np.broadcast_to(data.x[:, None], same))
+    if data.views.shape[1] != count:
+        raise ValueError(
+            f"{where}: embeddings have shape {list(data.views.shape)} and those of "
+            f"{origin} {count} views; expected as many, or [rows, dim]"
+        )
+    return data
 
 
 def _finite(data: Embeddings, where: str, config: DataConfig) -> np.ndarray:
     """Returns `bool [rows]`, True where a row is finite; others raise, or are left."""
-    finite = checks.finite(data.x)
+    finite = checks.finite(data.x if data.views is None else data.views)
     if not finite.all() and config.invalid_rows == "error":
         raise ValueError(
             f"{where}: embeddings are NaN or infinite in {checks.listing(~finite)}, "

@@ -31,7 +31,8 @@ def fingerprint(dataset: Dataset) -> dict[str, str]:
         data = getattr(dataset, split)
         if data is None:
             continue
-        contents = (data.x, data.labels, data.weights, data.mask)
+        x = data.x if data.views is None else data.views
+        contents = (x, data.labels, data.weights, data.mask)
         for name, values in zip(PARTS, contents, strict=True):
             if values is not None:
                 parts[f"{split}.{name}"] = _digest(values)

@@ -13,7 +13,7 @@ class Raw(NamedTuple):
     """One split as its source stores it, unchecked.
 
     Attributes:
-      embeddings: `[rows, dim]` or `[rows, tokens, dim]`.
+      embeddings: `[rows, dim]`, `[rows, tokens, dim]` or `[rows, views, dim]`.
       labels: `[rows]` integers or text, or a `[rows, classes]` matrix.
       mask: `[rows, tokens]`, True where a token is real.
       weights: `[rows]`.
@@ -44,13 +44,14 @@ class Embeddings(NamedTuple):
 
     Attributes:
       x: `[rows, dim]` or `[rows, tokens, dim]`, as narrow as it came (float16,
-        bfloat16 or float32); may be a memory map.
+        bfloat16 or float32); may be a memory map. View 0, where there are several.
       labels: `int32 [rows]` class numbers (-1: unlabelled), or `float32
         [rows, classes]` soft or multi-hot labels (NaN: this entry is missing).
       weights: `float32 [rows]`; a row of weight 0 is absent.
       mask: `bool [rows, tokens]`, True where a token is real, or None.
       groups: `[rows]` text or integers, or None.
       ids: `[rows]` text or integers; the row's number in its file by default.
+      views: `[rows, views, dim]`, x the first of them, or None: rows to train on.
     """
 
     x: np.ndarray
@@ -59,6 +60,7 @@ class Embeddings(NamedTuple):
     mask: np.ndarray | None
     groups: np.ndarray | None
     ids: np.ndarray
+    views: np.ndarray | None = None
 
 
 class Dataset(NamedTuple):
@@ -96,13 +98,15 @@ def take(data: Embeddings, rows: np.ndarray) -> Embeddings:
     """
     if rows.all():
         return data
+    views = None if data.views is None else data.views[rows]
     return Embeddings(
-        x=data.x[rows],
+        x=data.x[rows] if views is None else views[:, 0],
         labels=data.labels[rows],
         weights=data.weights[rows],
         mask=None if data.mask is None else data.mask[rows],
         groups=None if data.groups is None else data.groups[rows],
         ids=data.ids[rows],
+        views=views,
     )
 
 
@@ -126,9 +130,16 @@ def concatenate(first: Embeddings, second: Embeddings) -> Embeddings:
     return Embeddings(*map(join, first, second))
 
 
-def to_batch(data: Embeddings) -> Batch:
-    """The rows of a split as a `Batch`, still in host memory."""
-    values, mask, labels, weights = _any(data.x, data.mask, data.labels, data.weights)
+def to_batch(data: Embeddings, *, views: bool = False) -> Batch:
+    """The rows of a split as a `Batch`, still in host memory.
+
+    Args:
+      data: the split.
+      views: whether x is `[rows, views, dim]` where the split has views, and not the
+        first of them.
+    """
+    x = data.x if data.views is None or not views else data.views
+    values, mask, labels, weights = _any(x, data.mask, data.labels, data.weights)
     x = values if mask is None else Tokens(values, mask)
     return Batch(x, labels, weights, *_any(np.arange(len(labels), dtype=np.int32)))
 

@@ -34,7 +34,7 @@ from flaxhead.objectives.thresholds import (
     soft_weight,
     threshold,
 )
-from flaxhead.objectives.views import identity
+from flaxhead.objectives.views import identity, with_view
 
 
 def pi(
@@ -342,9 +342,10 @@ def _vat(
     xi: float | Array = 0.01,
     iterations: int = 1,
 ) -> Objective:
-    """`vat`, whose strong view is of its own making: it takes the others' arguments."""
-    del classes, views, rows, axis
-    return vat(head, radius=radius, xi=xi, iterations=iterations)
+    """`vat` of the weak view; the strong one is of its own making."""
+    del classes, rows, axis
+    weak = views[0][0] if isinstance(views[0], tuple) else views[0]
+    return with_view(vat(head, radius=radius, xi=xi, iterations=iterations), weak)
 
 
 CONSISTENCY: dict[str, Callable[..., Objective]] = {

@@ -145,41 +145,45 @@ def token_dropout(rate: float | Array) -> View:
     return view
 
 
-def cached(which: str) -> View:
+def cached(which: str, *, then: View = identity) -> View:
     """Picks one of the views of each row that were embedded beforehand.
 
     Args:
-      which: `weak`, view 0, or `strong`, one of the others at random.
+      which: `weak`, view 0, `strong`, one of the others at random, or `any` of all.
+        Where a row has one view, that is it.
+      then: what is done to the view picked; what is random in that is as without.
 
     Returns:
       A `View` from x `[batch, views, dim]` to x `[batch, dim]`.
 
     Raises:
-      ValueError: if `which` is unknown, or when x has no axis of views, or one view
-        only where another is asked for.
+      ValueError: if `which` is unknown, or when x has no axis of views.
 
     >>> x = jnp.arange(3.0).reshape(1, 3, 1)
     >>> batch = Batch(x, jnp.array([0]), jnp.ones(1), jnp.arange(1))
     >>> cached("weak")(batch, jax.random.key(0)).x.tolist()
     [[0.0]]
     """
-    if which not in ("weak", "strong"):
-        raise ValueError(f"cached is {which!r}: expected weak or strong")
+    if which not in ("weak", "strong", "any"):
+        raise ValueError(f"cached is {which!r}: expected weak, strong or any")
 
     def view(batch: Batch, key: Array) -> Batch:
         x = batch.x
-        least = 1 if which == "weak" else 2
-        if isinstance(x, Tokens) or x.ndim != 3 or x.shape[1] < least:
+        if isinstance(x, Tokens) or x.ndim != 3:
             shape = "Tokens" if isinstance(x, Tokens) else list(x.shape)
             raise ValueError(
-                f"cached({which!r}) got x of {shape}: expected [batch, views, dim] of"
-                f" {least} or more views; embed them, or use neighbour_views"
+                f"cached({which!r}) got x of {shape}: expected [batch, views, dim];"
+                " embed several views, or use neighbour_views"
             )
-        if which == "weak":
-            return batch._replace(x=x[:, 0])
-        keys = row_keys(key, batch.index)
-        pick = jax.vmap(lambda key: jax.random.randint(key, (), 1, x.shape[1]))(keys)
-        return batch._replace(x=jnp.take_along_axis(x, pick[:, None, None], 1)[:, 0])
+        count = x.shape[1]
+        if which == "weak" or count == 1:
+            return then(batch._replace(x=x[:, 0]), key)
+        first = 1 if which == "strong" else 0
+        # A key of its own, so that `then` draws what it draws without views.
+        keys = row_keys(side_key(key, 0), batch.index)
+        pick = jax.vmap(lambda key: jax.random.randint(key, (), first, count))(keys)
+        x = jnp.take_along_axis(x, pick[:, None, None], 1)[:, 0]
+        return then(batch._replace(x=x), key)
 
     return view
 
