@@ -468,7 +468,6 @@ def make_fit(
       axis: the device axis over which rows are shared, for a solved head.
       class_counts: `[classes]`, rows of each, for the losses that go by them.
     """
-
     if not sees_views(config, head):  # Nor do those that it is made of.
         config = dataclasses.replace(
             config, data=dataclasses.replace(config.data, views=False)
