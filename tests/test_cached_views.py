@@ -102,7 +102,7 @@ def test_a_fingerprint_sees_all_views():
         (
             {**fields(), "mask": np.ones((ROWS, VIEWS))},
             {},
-            "train: a mask came with views of each row",
+            r"train: a mask came with data\.views=True",
         ),
         (
             fields(),

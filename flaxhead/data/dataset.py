@@ -313,8 +313,8 @@ def _embeddings(
     several = x if views and x.ndim == 3 else None
     if views and raw.mask is not None:
         raise ValueError(
-            f"{where}: a mask came with views of each row (data.views), and a mask is "
-            "of tokens; expected one of both"
+            f"{where}: a mask came with data.views=True, but a mask is of tokens, and "
+            "these are views of a row; leave the mask out, or set data.views=False"
         )
     x = x if several is None else several[:, 0]
     if values is None:
@@ -338,12 +338,12 @@ def _views_alike(
     data: Embeddings, train: Embeddings | None, where: str, origin: str
 ) -> Embeddings:
     """Checks how many views a split has; a row without is the same in all of them."""
-    if train is None and data.views is None:
-        raise ValueError(
-            f"{where}: embeddings have shape {list(data.x.shape)}, but data.views is "
-            "True; expected [rows, views, dim]"
-        )
     if train is None or train.views is None:
+        if data.views is None:
+            raise ValueError(
+                f"{where}: embeddings have shape {list(data.x.shape)}, but data.views "
+                "is True; expected [rows, views, dim]"
+            )
         return data
     count = train.views.shape[1]
     if data.views is None:
