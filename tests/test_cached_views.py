@@ -64,6 +64,7 @@ def test_view_0_is_what_a_split_is_scored_by():
     for split, given in ((data.val, val), (data.test, test)):
         np.testing.assert_array_equal(split.x, given["embeddings"][:, 0])
     labelled = train["labels"] >= 0
+    assert data.unlabelled is not None
     x = train["embeddings"]
     for split, rows in ((data.train, labelled), (data.unlabelled, ~labelled)):
         np.testing.assert_array_equal(split.views, x[rows])
@@ -77,6 +78,7 @@ def test_view_0_is_what_a_split_is_scored_by():
     np.testing.assert_array_equal(plain.test.x, data.test.x)
     # What is split off keeps its views.
     off = arrays(train, config=settings())
+    assert off.val.views is not None
     assert off.val.views.shape == (len(off.val.labels), VIEWS, DIM)
     np.testing.assert_array_equal(off.val.views[:, 0], off.val.x)
 

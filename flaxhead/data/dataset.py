@@ -428,7 +428,7 @@ def _alike(splits: dict[str, Embeddings], split: str, where: str, origin: str) -
         raise ValueError(
             f"{where}: embeddings have shape {list(data.x.shape)} and "
             f"those of {origin} {list(train.x.shape)}, expected the same width and "
-            "number of axes"
+            "number of axes (or data.views=True, if rows have views)"
         )
     if (data.mask is None) != (train.mask is None):
         lacks, has = (where, origin) if data.mask is None else (origin, where)
