@@ -32,7 +32,8 @@ class DataConfig:
     views: bool = False
     """Embeddings of train are `[rows, views, dim]`: several augmentations of each row,
     view 0 the row as it is, by which it is scored. Heads trained by steps learn from
-    all views; solved ones, and those with `graph` or `distill`, from view 0 alone."""
+    all views; solved ones, and those with `graph`, `distill` or `prune`, from view 0.
+    """
     unlabelled: str = "error"
     """What rows with label -1 or empty do in training: `error`, `drop`, or `keep` as
     rows that semi-supervised heads learn from."""
