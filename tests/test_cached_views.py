@@ -195,9 +195,9 @@ def test_in_a_search_solved_heads_see_view_0(tmp_path):
     )
     assert copies[0] == several[0]
     assert copies[1] != several[1]
-    alone = ({"graph": True}, {"members": 2, "distill": True}, {"prune": True})
-    for setting in alone:
-        assert not build.sees_views(Config(data=settings()), HeadConfig(**setting))
+    distilled = HeadConfig(members=2, distill=True)
+    for head in (HeadConfig(graph=True), distilled, HeadConfig(prune=True)):
+        assert not build.sees_views(Config(data=settings()), head)
 
 
 def test_hidden_labels_are_never_read_and_hidden_views_are():
