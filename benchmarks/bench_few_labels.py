@@ -1,7 +1,7 @@
 """Few labels, many rows without: what a graph of nearest rows adds to a head.
 
     python benchmarks/bench_few_labels.py [banking77 sst2 cifar10]
-        [--shots 1 5 10 20] [--draws 10] [--C 10]
+        [--shots 1 5 10 20] [--draws 10] [--C 10] [--heads logistic student]
 
 Draws so many labels a class; the other rows of `train.npz` count as unlabelled. Heads
 are scored on the rows of `test.npz` (a fifth of the training rows where there is none):
@@ -28,6 +28,7 @@ import argparse
 import itertools
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,8 +78,11 @@ def splits(name: str) -> tuple[Batch, np.ndarray, np.ndarray, int]:
     return batch, np.asarray(test.x, np.float32), test.labels, len(data.class_names)
 
 
-def heads_of(classes: int, C: float) -> Any:
-    """Returns `(data, weights, test x) -> probabilities`, one entry a head."""
+def heads_of(classes: int, C: float, names: Sequence[str]) -> Any:
+    """Returns `(data, weights, test x) -> probabilities`, one entry a head.
+
+    Of those not asked for nothing is compiled.
+    """
     head, fit, values = linear(classes), logistic(classes), {"C": jnp.float32(C)}
     key = jax.random.key(0)
 
@@ -88,7 +92,7 @@ def heads_of(classes: int, C: float) -> Any:
 
         own, votes = told(fit), vote(data, weights, classes=classes)
         carried = votes.carry(x)
-        return {
+        found = {
             "logistic": own,
             "graph": carried,
             "product": product_of_experts(own**votes.trust, carried),
@@ -96,6 +100,7 @@ def heads_of(classes: int, C: float) -> Any:
             "self-train": told(self_train(fit, head, classes=classes, threshold=0.5)),
             **{name: trained(name, data, weights, x, classes) for name in TRAINED},
         }
+        return {name: found[name] for name in names}
 
     return jax.jit(run)
 
@@ -204,18 +209,21 @@ def main() -> None:
     parser.add_argument("--shots", nargs="+", type=int, default=[1, 5, 10, 20])
     parser.add_argument("--draws", type=int, default=10)
     parser.add_argument("--C", type=float, default=10.0)
+    parser.add_argument("--heads", nargs="+", choices=HEADS, default=HEADS)
     parser.add_argument("--pools", nargs="+", choices=POOLS, default=[])
     options = parser.parse_args()
     print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}, C {options.C:g}")
     if options.pools:
         return compare_pools(options)
-    print("| data | labels a class |", " | ".join(HEADS), "| seconds a draw |")
-    print("|" + "---|" * (len(HEADS) + 3))
+    first, *others = options.heads
+    columns = [*options.heads, *(f"{head} - {first}" for head in others)]
+    print("| data | labels a class |", " | ".join(columns), "| seconds a draw |")
+    print("|" + "---|" * (len(columns) + 3))
     for name in options.data:
         data, x, labels, classes = splits(name)
-        run = heads_of(classes, options.C)
+        run = heads_of(classes, options.C, options.heads)
         for k in options.shots:
-            right: dict[str, list[float]] = {head: [] for head in HEADS}
+            right: dict[str, list[float]] = {column: [] for column in columns}
             spent = []
             for repeat in range(options.draws):
                 draw = shots(np.asarray(data.labels), k=k, repeat=repeat, seed=0)
@@ -223,10 +231,13 @@ def main() -> None:
                 found = run(data, jnp.asarray(draw, jnp.float32), jnp.asarray(x))
                 jax.block_until_ready(found)
                 spent.append(time.perf_counter() - began)
-                for head, probabilities in found.items():
-                    guess = np.argmax(probabilities, axis=1)
+                for head in options.heads:
+                    guess = np.argmax(found[head], axis=1)
                     right[head].append(float(np.mean(guess == labels)))
-            told = " | ".join(interval(right[head]) for head in HEADS)
+                for head in others:
+                    gain = right[head][-1] - right[first][-1]
+                    right[f"{head} - {first}"].append(gain)
+            told = " | ".join(interval(right[column]) for column in columns)
             print(f"| {name} | {k} | {told} | {np.median(spent):.1f} |", flush=True)
 
 
