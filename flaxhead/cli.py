@@ -138,11 +138,12 @@ def _plan(options: argparse.Namespace) -> None:
     names = plan.TOPOLOGIES if every else (options.topology,)
     chosen = [(name, plan.topology(name)) for name in names]
     data = plan.imagine(options.shape, config) if options.shape else load(config.data)
-    plans = [
-        plan.plan(config, data, name=name, devices=devices) for name, devices in chosen
-    ]
-    say = plan.compare(plans, price=options.price) if every else ""
-    print(say or plan.describe(plans[0], price=options.price))
+    if every:
+        print(plan.TABLE, flush=True)
+    say = plan.in_line if every else plan.describe
+    for name, devices in chosen:
+        made = plan.plan(config, data, name=name, devices=devices)
+        print(say(made, price=options.price), flush=True)
 
 
 COMMANDS = {"predict": _predict, "evaluate": _evaluate, "plan": _plan}

@@ -35,6 +35,12 @@ _MEMORY = {
     "TPU v5": 95 * 10**9,
     "TPU v6 lite": 32 * 10**9,
 }
+_ELSEWHERE = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_STDERR_LOG_LEVEL": "3",
+    "TPU_MIN_LOG_LEVEL": "3",
+}
 _COLLECTIVES = (
     "all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute"
 )  # fmt: skip
@@ -160,8 +166,11 @@ def topology(name: str) -> list[Any]:
         )
     from jax.experimental import topologies
 
-    # It would otherwise ask for the metadata of a machine that this is not.
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    if jax.default_backend() != "tpu":
+        # It would otherwise ask for the metadata of a machine that this is not, and say
+        # at length that there are none.
+        for setting, value in _ELSEWHERE.items():
+            os.environ.setdefault(setting, value)
     try:
         described = topologies.get_topology_desc(platform="tpu", topology_name=name)
     except jax.errors.JaxRuntimeError as error:
@@ -419,30 +428,31 @@ def describe(made: Plan, *, price: float = 0.0) -> str:
     return "\n".join(lines)
 
 
-def compare(plans: Sequence[Plan], *, price: float = 0.0) -> str:
-    """Says plans in a table, a line each.
+TABLE = (
+    f"{'topology':<12}{'devices':>8}{'fits':>6}{'needs':>10}{'of':>10}"
+    f"{'largest sweep':>15}{'a step':>10}{'run':>10}"
+)
+"""Above the lines of `in_line`."""
+
+
+def in_line(made: Plan, *, price: float = 0.0) -> str:
+    """Says a plan in a line of a table.
 
     Args:
-      plans: from `plan`, of one run.
+      made: from `plan`.
       price: of a device an hour, in any currency; 0: not known.
     """
-    lines = [
-        f"{'topology':<12}{'devices':>8}{'fits':>6}{'needs':>10}{'of':>10}"
-        f"{'largest sweep':>15}{'a step':>10}{'run':>10}"
-    ]
-    for made in plans:
-        train = [one for one in made.programs if one.name.startswith("train ")]
-        step = _total(train) if train else None
-        fits = {True: "yes", False: "no", None: "?"}[made.fits]
-        largest = "" if made.largest is None else f"{made.largest:,}"
-        capacity = "" if made.capacity is None else _si(made.capacity, "B")
-        lines.append(
-            f"{made.topology:<12}{made.devices:>8}{fits:>6}"
-            f"{'' if made.refused else _si(made.needed, 'B'):>10}{capacity:>10}"
-            f"{largest:>15}{_seconds(step):>10}{_seconds(made.seconds):>10}"
-            f"{_cost(made, price)}"
-        )
-    return "\n".join(lines)
+    train = [one for one in made.programs if one.name.startswith("train ")]
+    step = _total(train) if train else None
+    fits = {True: "yes", False: "no", None: "?"}[made.fits]
+    largest = "" if made.largest is None else f"{made.largest:,}"
+    capacity = "" if made.capacity is None else _si(made.capacity, "B")
+    return (
+        f"{made.topology:<12}{made.devices:>8}{fits:>6}"
+        f"{'' if made.refused else _si(made.needed, 'B'):>10}{capacity:>10}"
+        f"{largest:>15}{_seconds(step):>10}{_seconds(made.seconds):>10}"
+        f"{_cost(made, price)}"
+    )
 
 
 def _verdict(made: Plan) -> str:
