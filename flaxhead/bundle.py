@@ -46,6 +46,7 @@ class FeatureSpec(NamedTuple):
       backbone: name of the frozen model they come from; empty where not known.
       norm_mean: mean Euclidean norm over the training rows.
       norm_std: its standard deviation.
+      masked: whether tokens came with a mask, as they then must again.
     """
 
     dim: int
@@ -55,6 +56,7 @@ class FeatureSpec(NamedTuple):
     backbone: str
     norm_mean: float
     norm_std: float
+    masked: bool = False
 
 
 class Bundle(NamedTuple):
@@ -131,6 +133,7 @@ def feature_spec(x: Any, *, config: HeadConfig, backbone: str) -> FeatureSpec:
         backbone=backbone,
         norm_mean=float(norms.mean()),
         norm_std=float(norms.std()),
+        masked=isinstance(x, Tokens),
     )
 
 
@@ -338,4 +341,9 @@ def _check_features(x: Any, spec: FeatureSpec) -> None:
             f"the embeddings have the shape [{got}], the head expects "
             f"{expected} ({spec.dtype}, normalization {spec.normalization}, backbone "
             f"{spec.backbone or 'not recorded'})"
+        )
+    if spec.masked and not isinstance(x, Tokens):
+        raise ValueError(
+            "the embeddings are tokens without a mask, and the head was trained on "
+            "some with one; pass flaxhead.Tokens(x, mask), or a file that has a mask"
         )

@@ -22,6 +22,7 @@ from flaxhead.config import Config
 from flaxhead.data import load, load_inputs, load_split, to_batch
 from flaxhead.loop import Interrupted, write_text
 from flaxhead.metrics import evaluate
+from flaxhead.parallel import quiet_tpu_compiler
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -152,6 +153,7 @@ COMMANDS = {"predict": _predict, "evaluate": _evaluate, "plan": _plan}
 @contextmanager
 def errors() -> Iterator[None]:
     """Turns what a user can mend into one line on standard error and exit status 2."""
+    quiet_tpu_compiler()
     try:
         yield
     except Interrupted as error:

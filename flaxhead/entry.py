@@ -111,6 +111,8 @@ def fit(
             rule="one_standard_error" if rule == "auto" else rule,
             folds=folds,
             fold_by="stratified" if groups is None else "grouped",
+            # A graph a fold: the grid is as it is.
+            extend=0 if ladder is SEMI_SUPERVISED else SelectionConfig().extend,
         ),
     )
     if build.keeps_unlabelled(config):

@@ -506,9 +506,10 @@ def _introduction(plan: _Plan, sweeps: list[_Sweep], seconds: float) -> str:
     train = plan.data.train
     kinds = ", ".join(f"{len(sweep.grid)} {sweep.name}" for sweep in sweeps)
     shape = " x ".join(str(size) for size in train.x.shape)
+    more = _unlabelled_too(plan)
     devices = plan.config.train.devices or jax.device_count()
     return (
-        f"{shape} embeddings, {len(plan.data.class_names)} classes; candidates: "
+        f"{shape} embeddings{more}, {len(plan.data.class_names)} classes; candidates: "
         f"{kinds}; {plan.steps} steps of {plan.batch_size} rows on {devices} "
         f"{jax.default_backend()} device{'s' if devices > 1 else ''}; compiled in "
         f"{seconds:.1f} s"
@@ -771,9 +772,17 @@ def _described_search(plan: _Plan) -> str:
         by = f"{config.selection.folds} folds of all of them"
         by += f", {config.selection.fold_by}"
     return (
-        f"{shape} training embeddings, {len(data.val.labels)} for validation, "
-        f"{len(data.class_names)} classes; candidates: {kinds}; chosen by {by}"
+        f"{shape} training embeddings{_unlabelled_too(plan)}, "
+        f"{len(data.val.labels)} for validation, {len(data.class_names)} classes; "
+        f"candidates: {kinds}; chosen by {by}"
     )
+
+
+def _unlabelled_too(plan: _Plan) -> str:
+    more = plan.data.unlabelled
+    if more is None or not build.keeps_unlabelled(plan.config):
+        return ""
+    return f" and {len(more.labels)} without a label"
 
 
 class _Log:

@@ -21,7 +21,7 @@ from flaxhead import loop, search
 from flaxhead.base import PyTree
 from flaxhead.config import Config
 from flaxhead.data import Dataset, Embeddings
-from flaxhead.parallel import plan_sweep
+from flaxhead.parallel import plan_sweep, quiet_tpu_compiler
 
 TOPOLOGIES = ("v4:2x2x1", "v5e:1x1", "v5e:2x2", "v5e:4x4", "v5p:2x2x1", "v6e:1x1",
               "v6e:2x2", "v6e:4x4")  # fmt: skip
@@ -34,12 +34,6 @@ _MEMORY = {
     "TPU v5 lite": 16 * 10**9,
     "TPU v5": 95 * 10**9,
     "TPU v6 lite": 32 * 10**9,
-}
-_ELSEWHERE = {
-    "TPU_SKIP_MDS_QUERY": "1",
-    "TPU_WORKER_HOSTNAMES": "localhost",
-    "TPU_STDERR_LOG_LEVEL": "3",
-    "TPU_MIN_LOG_LEVEL": "3",
 }
 _COLLECTIVES = (
     "all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute"
@@ -164,13 +158,9 @@ def topology(name: str) -> list[Any]:
             f"--topology={name} needs the TPU compiler; pip install 'flaxhead[plan]', "
             "or ask for local"
         )
+    quiet_tpu_compiler()
     from jax.experimental import topologies
 
-    if jax.default_backend() != "tpu":
-        # It would otherwise ask for the metadata of a machine that this is not, and say
-        # at length that there are none.
-        for setting, value in _ELSEWHERE.items():
-            os.environ.setdefault(setting, value)
     try:
         described = topologies.get_topology_desc(platform="tpu", topology_name=name)
     except jax.errors.JaxRuntimeError as error:
@@ -303,9 +293,13 @@ def _of_search(made: Plan, work: loop.Work, devices: Sequence[Any]) -> Plan:
     rows, fold, folds = work.pool.rows, work.pool.fold, work.pool.folds
     programs: list[Compiled] = []
     residency: set[str] = set()
+    seen: set[int] = set()
     for one in search.build_programs(work.question, len(rows.labels), devices):
         search.compile_only(work.question, rows, fold, folds=folds, one=one)
-        programs += [_asked(f"{one.name} {n}", p) for n, p in one.shares.programs()]
+        for part, program in one.shares.programs():  # Heads share their shares.
+            if id(program) not in seen:
+                seen.add(id(program))
+                programs.append(_asked(f"{one.name} {part}", program))
         split = one.shares.devices
         residency.add(
             "sharded: solvers add up what each device says of its rows"

@@ -116,6 +116,8 @@ def test_tokens_are_pooled_without_their_padding(tmp_path):
         rtol=1e-5,
         atol=1e-5,
     )
+    with pytest.raises(ValueError, match=r"flaxhead\.Tokens\(x, mask\)"):
+        bundle.load(tmp_path / "head").predict(x.values)
 
 
 def test_several_labels_a_row_are_predicted_each(tmp_path):

@@ -624,6 +624,12 @@ def test_unlabelled_rows_are_left_out_and_listed(missing, labels):
     assert data.notes["rows"]["test"] == 24
     assert data.notes["dropped"]["train"] == {"unlabelled": [24, 25]}
     assert all((part.labels >= 0).all() for part in data[:3])
+    for source, remedy in (
+        ("npz:x", "data.unlabelled=drop"),
+        ("arrays", "leave these"),
+    ):
+        with pytest.raises(ValueError, match=remedy):
+            arrays(fields, config=DataConfig(source))
 
 
 def test_matrix_rows_without_any_entry_are_unlabelled():

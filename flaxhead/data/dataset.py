@@ -380,10 +380,12 @@ def _leave_out(
     finite = _finite(data, where, config)
     blank = labels.unlabelled(data.labels)
     if blank.any() and config.unlabelled == "error":
+        remedy = "set data.unlabelled=drop to leave them out, or keep for"
+        if config.source == "arrays":
+            remedy = "leave these rows out, or choose"
         raise ValueError(
             f"{where}: labels are -1 or empty, which means unlabelled, in "
-            f"{checks.listing(blank)}, expected a class; set data.unlabelled=drop to "
-            "leave them out, or keep for semi-supervised heads"
+            f"{checks.listing(blank)}, expected a class; {remedy} semi-supervised heads"
         )
     unseen = np.zeros(len(data.x), bool)
     for rows in extra.values():
