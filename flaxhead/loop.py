@@ -373,9 +373,9 @@ def work(config: Config, data: Dataset) -> Work:
     if build.searched(config):
         pool = crossval.pool(config, data)
         return Work({}, False, _question(plan), pool, plan.steps, 0)
-    train, val = to_batch(_training_rows(plan)), to_batch(data.val)
+    train, val = to_batch(_training_rows(plan), views=True), to_batch(data.val)
     # Their values are in no program.
-    nothing = np.zeros(train.x.shape[-1], np.float32)
+    nothing = np.zeros(data.train.x.shape[-1], np.float32)
     statistics = nothing, nothing
     problems = {}
     for name, head in zip(head_names(config.heads), config.heads, strict=True):

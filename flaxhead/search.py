@@ -545,8 +545,9 @@ def compile_only(
     question: Question, rows: Batch, fold: np.ndarray, *, folds: int, one: Programs
 ) -> None:
     """Compiles what `search` would run for one head, on shares that are abstract."""
-    shares, dim = one.shares, rows.x.shape[-1]
-    nothing = np.zeros(dim, np.float32)
+    shares = one.shares
+    # Of tokens the first leaf is their values, the second a mask.
+    nothing = np.zeros(jax.tree.leaves(rows.x)[0].shape[-1], np.float32)
     pool = _pool(question, one, rows, fold, folds, (nothing, nothing))
     grid = build.grid(
         question.config,

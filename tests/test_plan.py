@@ -18,6 +18,7 @@ from flaxhead.config import (
     SelectionConfig,
     TrainConfig,
 )
+from flaxhead.data import arrays
 
 ROWS, DIM, CLASSES, BATCH = 640, 128, 8, 64
 SHAPE = f"{ROWS}x{DIM}x{CLASSES}:bfloat16"
@@ -119,6 +120,23 @@ def test_numbers_of_this_machine_are_visible_arithmetic():
     assert made.fits
     assert made.largest > 3
     assert made.seconds is None  # the CPU's compiler makes no estimate
+
+
+@pytest.mark.parametrize("folds", [0, 2])
+@pytest.mark.parametrize("kind", ["views", "tokens"])
+def test_rows_of_several_vectors_are_planned(kind, folds):
+    config = Config(
+        data=DataConfig("arrays", views=kind == "views"),
+        heads=(HeadConfig(pool="none" if kind == "views" else "mean"),),
+        train=TrainConfig(batch_size=8, steps=2),
+        selection=SelectionConfig(folds=folds),
+    )
+    fields = {"embeddings": np.ones((30, 3, 5), np.float32), "labels": [0, 1] * 15}
+    if kind == "tokens":
+        fields["mask"] = np.ones((30, 3), bool)
+    data = arrays(fields, config=config.data)
+    made = plan.plan(config, data, name="local", devices=jax.local_devices()[:1])
+    assert made.embeddings >= 4 * 3 * 5 * len(data.train.labels)
 
 
 def test_the_largest_sweep_leaves_room_for_the_rows():
