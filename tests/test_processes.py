@@ -18,7 +18,7 @@ from flaxhead import *
 
 def get_config():
     return Config(
-        data=DataConfig("npz:{data}", unlabelled="drop"),
+        data=DataConfig("npz:{data}", unlabelled="drop", views=True),
         heads=(HeadConfig("mlp", width=8, normalization="standardize"),),
         optimizer=OptimizerConfig("sgd", learning_rate=(0.1, 0.03, 0.3)),
         train=TrainConfig(batch_size=34, steps={steps}, evaluations=4),

@@ -195,7 +195,7 @@ def several_labels(folder):
     return fh.run(config, folder, data=data)
 
 
-CORRUPTED = ("with `data.imbalance`", "with `data.label_noise`")
+UNSET = tuple(f"with `data.{name}`" for name in ("imbalance", "label_noise", "views"))
 
 
 @pytest.mark.parametrize(
@@ -204,7 +204,7 @@ CORRUPTED = ("with `data.imbalance`", "with `data.label_noise`")
         (
             one_label,
             [
-                *CORRUPTED,
+                *UNSET,
                 *("several labels a row", "rows without a label"),
                 "of a published protocol",
             ],
@@ -212,7 +212,7 @@ CORRUPTED = ("with `data.imbalance`", "with `data.label_noise`")
         (
             several_labels,
             [
-                *CORRUPTED,
+                *UNSET,
                 *("one label a row", "rows without a label", "read from a source"),
                 "of a published protocol",
             ],
