@@ -3,14 +3,14 @@
     python benchmarks/bench_few_labels.py [banking77 sst2 cifar10]
         [--shots 1 5 10 20] [--draws 10] [--C 10] [--heads logistic student]
 
-Draws so many labels a class; the other rows of `train.npz` count as unlabelled. Heads
-are scored on the rows of `test.npz` (a fifth of the training rows where there is none):
-logistic regression on the labelled rows, the votes of the graph alone, carried over to
-the test rows by their neighbours, the product of both, one linear head fitted to the
-product (`flaxhead.with_graph`), self-training, and linear heads trained by Adam,
-without and with consistency terms whose views are noise and dropped features. One
-setting for all sets and numbers of labels; no choice sees a test row. Embeddings are in
-the folder that FLAXHEAD_DATA names (default: data).
+Draws so many labels a class, or all where there are fewer; the other rows of
+`train.npz` count as unlabelled. Heads are scored on the rows of `test.npz` (a fifth of
+the training rows where there is none): logistic regression on the labelled rows, the
+votes of the graph alone, carried over to the test rows by their neighbours, the product
+of both, one linear head fitted to the product (`flaxhead.with_graph`), self-training,
+and linear heads trained by Adam, without and with consistency terms whose views are
+noise and dropped features. One setting for all sets and numbers of labels; no choice
+sees a test row. Embeddings are in the folder that FLAXHEAD_DATA names (default: data).
 
     python benchmarks/bench_few_labels.py banking77 cifar10 --shots 1 5 20
         --pools same unseen shifted
@@ -130,7 +130,7 @@ def pool_of(
         order = np.random.default_rng(repeat).permutation(classes)
         number = np.where(order < classes // 2, order, -1)
         labels, test = number[labels], number[test]
-    draw = shots(labels, k=k, repeat=repeat, seed=0)
+    draw = shots(labels, k=k, repeat=repeat, seed=0, short="all")
     if name == "shifted":
         kept = long_tailed(labels, ratio=10.0, seed=repeat) | draw
         data = data._replace(weights=jnp.asarray(kept, jnp.float32))
@@ -226,7 +226,9 @@ def main() -> None:
             right: dict[str, list[float]] = {column: [] for column in columns}
             spent = []
             for repeat in range(options.draws):
-                draw = shots(np.asarray(data.labels), k=k, repeat=repeat, seed=0)
+                draw = shots(
+                    np.asarray(data.labels), k=k, repeat=repeat, seed=0, short="all"
+                )
                 began = time.perf_counter()
                 found = run(data, jnp.asarray(draw, jnp.float32), jnp.asarray(x))
                 jax.block_until_ready(found)

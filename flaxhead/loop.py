@@ -136,7 +136,7 @@ def run(
                 **result["timing"],
                 "total_seconds": time.perf_counter() - began,
             }
-            return _finish(result, config, finished, display)
+            return _finish(result, plan, finished, display)
         sweeps = _compile(plan)
         compile_seconds = sum(sweep.program.compile_seconds for sweep in sweeps)
         display.say(_introduction(plan, sweeps, compile_seconds))
@@ -151,14 +151,24 @@ def run(
         "run_seconds": run_seconds,
         "total_seconds": time.perf_counter() - began,
     }
-    return _finish(result, config, finished, display)
+    return _finish(result, plan, finished, display)
+
+
+_ALL_LABELLED = (
+    "no training row is without a label, so that what learns from such rows had none; "
+    "hide some with curve.shots, or add rows of label -1 with data.unlabelled=keep"
+)
 
 
 def _finish(
-    result: dict[str, Any], config: Config, path: Path, display: Display
+    result: dict[str, Any], plan: _Plan, path: Path, display: Display
 ) -> dict[str, Any]:
+    config = plan.config
     if config.protocol:
         result["protocol"] = config.protocol
+    hidden = bool(config.curve.shots)  # from all but the shipped head
+    if build.keeps_unlabelled(config) and not (hidden or _unlabelled_too(plan)):
+        result["warnings"] = [*result["warnings"], _ALL_LABELLED]
     for warning in result["warnings"]:
         display.say(f"warning: {warning}")
     if jax.process_index() == 0:
@@ -780,7 +790,7 @@ def _described_search(plan: _Plan) -> str:
 
 def _unlabelled_too(plan: _Plan) -> str:
     more = plan.data.unlabelled
-    if more is None or not build.keeps_unlabelled(plan.config):
+    if more is None or not len(more.labels) or not build.keeps_unlabelled(plan.config):
         return ""
     return f" and {len(more.labels)} without a label"
 

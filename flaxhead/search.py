@@ -19,6 +19,7 @@ import numpy as np
 from flaxhead import build, heads, solvers
 from flaxhead.base import Array, Batch, Params
 from flaxhead.config import Config, DataConfig, HeadConfig
+from flaxhead.data.labels import unlabelled
 from flaxhead.folds import lane_weights
 from flaxhead.metrics import (
     METRICS,
@@ -40,6 +41,7 @@ Tick = Callable[[int, int, str, str], None]
 
 RANKING = {"auroc": auroc, "average_precision": average_precision}
 _LOGITS_AT_ONCE = 2**26
+_LOGITS_KEPT = 2**24  # On the host, of one grid.
 _EXTENDED = ("C", "alpha")
 _EXTENSION = 3
 _LIMITS = 1e-9, 1e9
@@ -305,7 +307,7 @@ def _programs(
     ) -> _Scores:
         def one(hyperparameters: Any, seed: Array) -> _Scores:
             logits = predict_one(data, weights, held, hyperparameters, seed)
-            return _score(question, logits, held, axis)
+            return _score(question, logits, held, axis)._replace(logits=logits)
 
         return jax.vmap(one)(hyperparameters, seeds)
 
@@ -612,6 +614,13 @@ def _pool(
 ) -> _Pool:
     """Places the rows, and each fold's, as the parameters of one head see them."""
     shares = one.shares
+    chosen = np.arange(len(fold))
+    if build.one_solution(one.config) and build.keeps_unlabelled(question.config):
+        # The rows without a label are for other heads.
+        chosen = np.flatnonzero((fold >= 0) & ~unlabelled(np.asarray(rows.labels)))
+        room = _roomy(len(chosen))
+        rows = padded(jax.tree.map(lambda leaf: leaf[chosen], rows), room)
+        fold = np.concatenate([fold[chosen], np.full(room - len(chosen), -1)])
     data = _place(one, _learned(question, one, rows), statistics)
     everything = shares.rows((fold >= 0).astype(np.float32))
     if question.config.selection.fold_by == "leave_one_out":
@@ -621,16 +630,24 @@ def _pool(
     # Folds of one size, so that one program serves all; some room, so that it also
     # serves the next search on about as many.
     held_rows = [int((fold == lane).sum()) for lane in range(folds)]
-    largest = -(-max(held_rows) // 64) * 64
+    largest = _roomy(max(held_rows))
     lanes, predicted = [], scored(question, rows)
     for lane in range(folds):
         index = np.flatnonzero(fold == lane)
         held = jax.tree.map(lambda leaf, of=index: leaf[of], predicted)
         held = padded(held, largest)
         lanes.append(
-            _Lane(shares.rows(weights[:, lane]), _place(one, held, statistics), index)
+            _Lane(
+                shares.rows(weights[:, lane]),
+                _place(one, held, statistics),
+                chosen[index],
+            )
         )
     return _Pool(data, lanes, everything, shares.rows(weights))
+
+
+def _roomy(rows: int) -> int:
+    return -(-rows // 64) * 64
 
 
 def padded(tree: Any, rows: int) -> Any:
@@ -653,7 +670,10 @@ def _evaluate_fits(
     shares = one.shares
     columns, seeds = _columns(one.config, grid)
     block = _block(question, pool, len(grid))
-    collect = _Collect(question, len(grid), rows)
+    # To fit again costs more than to keep what is small; rows left out one by one have
+    # no logits here.
+    every = question.config.selection.fold_by != "leave_one_out"
+    collect = _Collect(question, len(grid), rows, every=every)
     done, calls = 0, len(range(0, len(grid), block)) * len(pool.lanes)
     for first in range(0, len(grid), block):
         # The last block is filled up with its last candidate: one shape.
@@ -680,6 +700,8 @@ def _evaluate_fits(
 
     def logits(place: int, lane: int) -> np.ndarray:
         mine = pool.lanes[lane]
+        if collect.logits is not None:
+            return collect.logits[place, mine.numbers]
         out = shares.call(
             one.predict_one, pool.data, mine.weights, mine.held, *settings_of(place)
         )
@@ -744,7 +766,9 @@ def _evaluate_path(
 class _Collect:
     """Puts together what the lanes say of a grid's candidates, on the host."""
 
-    def __init__(self, question: Question, candidates: int, rows: Batch):
+    def __init__(
+        self, question: Question, candidates: int, rows: Batch, *, every: bool = False
+    ):
         count = len(rows.labels)
         self.question, self.rows = question, rows
         self.sums: dict[int, Any] = {}  # by the first candidate of a block
@@ -752,8 +776,9 @@ class _Collect:
         self.counts = np.zeros(count, np.float32)
         self.held = np.zeros(count, bool)
         self.logits = None
-        if question.metric in RANKING:
-            self.logits = np.zeros((candidates, count, question.classes), np.float32)
+        shape = candidates, count, question.classes
+        if question.metric in RANKING or (every and math.prod(shape) <= _LOGITS_KEPT):
+            self.logits = np.zeros(shape, np.float32)
 
     def add(
         self, shares: Shares, scores: _Scores, index: np.ndarray, first: int
@@ -779,7 +804,7 @@ class _Collect:
         question = self.question
         blocks = [self.sums[first] for first in sorted(self.sums)]
         sums = jax.tree.map(lambda *leaves: np.concatenate(leaves), *blocks)
-        if self.logits is None:
+        if question.metric not in RANKING or self.logits is None:
             scores = np.asarray(finish(sums)[question.metric])[: len(self.totals)]
         else:
             labels, weights = self.rows.labels[self.held], self.rows.weights[self.held]

@@ -13,6 +13,8 @@ for _flag, _value in (
     if _flag not in os.environ.get("XLA_FLAGS", ""):
         _flags = f"{os.environ.get('XLA_FLAGS', '')} {_flag}={_value}"
         os.environ["XLA_FLAGS"] = _flags.strip()
+# Less optimised code is code of the same meaning, and compiles in a third.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 # Tests, and the programs that they start, share what they compile.
 os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR", tempfile.mkdtemp(prefix="flaxhead-tests-")
@@ -21,6 +23,10 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
+
+# Tracing makes many small objects, and looking for dead ones again and again costs a
+# seventh of the time; after each file it is done once.
+gc.set_threshold(200_000, 50, 1000)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -35,8 +41,8 @@ def _forget_programs():
 
 
 @pytest.fixture(scope="module")
-def compile_quickly():
-    """Less optimised code is code of the same meaning, and compiles in a third."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
+def compile_fully():
+    """For what is about speed, or about the last bits."""
     jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)

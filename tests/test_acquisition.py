@@ -19,8 +19,6 @@ from flaxhead.acquisition import (
 )
 from flaxhead.acquisition.clusters import assign, update
 
-pytestmark = pytest.mark.usefixtures("compile_quickly")
-
 KEY = jax.random.key(0)
 SIZES = (9, 12, 15, 18, 21)
 ROWS, BLOBS = sum(SIZES), len(SIZES)

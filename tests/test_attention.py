@@ -37,8 +37,6 @@ from flaxhead.losses import softmax_cross_entropy
 from flaxhead.objectives import supervised
 from flaxhead.step import learner
 
-pytestmark = pytest.mark.usefixtures("compile_quickly")
-
 ROWS, TOKENS, DIM, CLASSES = 5, 4, 6, 3
 KEY = jax.random.key(0)
 MEAN = pool(linear(2), "mean")

@@ -21,8 +21,6 @@ from flaxhead.config import (
 from flaxhead.data import arrays, fingerprint
 from flaxhead.loop import run
 
-pytestmark = pytest.mark.usefixtures("compile_quickly")
-
 ROWS, VIEWS, DIM = 90, 3, 5
 LINEAR = HeadConfig("linear", normalization="standardize", dropout=(0.2,))
 TRAIN = TrainConfig(batch_size=16, steps=20, evaluations=2, devices=1)

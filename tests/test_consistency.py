@@ -19,8 +19,6 @@ from flaxhead.objectives import CONSISTENCY, SIGMOID_CONSISTENCY
 from flaxhead.objectives.rows import known, labelled, row_keys, side_key
 from flaxhead.step import learner
 
-pytestmark = pytest.mark.usefixtures("compile_quickly")
-
 ROWS, DIM, CLASSES = 24, 4, 3
 
 

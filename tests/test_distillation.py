@@ -16,8 +16,6 @@ from flaxhead.ensembles.fits import bagging
 from flaxhead.heads import linear
 from flaxhead.solvers import ridge
 
-pytestmark = pytest.mark.usefixtures("compile_quickly")
-
 ROWS, CLASSES, COUNT = 30, 3, 4
 KEY, HEAD = jax.random.key(0), linear(CLASSES)
 ALPHA = {"alpha": jnp.float32(0.5)}

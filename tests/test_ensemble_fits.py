@@ -34,8 +34,6 @@ from flaxhead.sampling import batch_rows
 from flaxhead.solvers import logistic, ridge
 from flaxhead.step import learner
 
-pytestmark = pytest.mark.usefixtures("compile_quickly")
-
 ROWS, DIM, CLASSES, STEPS, SIZE = 24, 3, 3, 7, 8
 KEY = jax.random.key(0)
 HEAD = linear(CLASSES, zero_init=False)

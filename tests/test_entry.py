@@ -6,8 +6,6 @@ from sklearn.datasets import load_iris, load_wine
 
 import flaxhead as fh
 
-pytestmark = pytest.mark.usefixtures("compile_quickly")
-
 
 def test_one_line_gives_a_head_that_predicts_names():
     x, y = load_iris(return_X_y=True)

@@ -26,8 +26,6 @@ from flaxhead import (
 )
 from flaxhead.loop import run
 
-pytestmark = pytest.mark.usefixtures("compile_quickly")
-
 NAMES = ("ant", "bee", "cat")
 TRAIN = TrainConfig(batch_size=32, steps=60, evaluations=6, devices=1)
 
@@ -426,6 +424,8 @@ def test_rows_without_a_label_are_learned_from(tmp_path):
         data = arrays(train, val=split(150, 1), test=split(600, 2), config=config.data)
         found = run(config, tmp_path / f"{hidden} {shift}", data=data)
         results.append(found["val"]["nll"])
+        told = any("is without a label" in one for one in found["warnings"])
+        assert told == (not hidden)
     assert len(set(results)) == 3
 
 

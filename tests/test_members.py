@@ -22,8 +22,6 @@ from flaxhead.ensembles import cosine_cycles
 from flaxhead.loop import run
 from flaxhead.optim import optimizer
 
-pytestmark = pytest.mark.usefixtures("compile_quickly")
-
 ROWS, DIM, CLASSES = 24, 5, 3
 TRAINED = ("linear", "mlp", "cosine")
 BASE = HeadConfig(zero_init=False, width=4, C=(1.0,), alpha=(1.0,), k=(3,))

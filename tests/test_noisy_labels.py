@@ -17,8 +17,6 @@ from flaxhead.noisy_labels import co_teaching, label_errors, prune, twins
 from flaxhead.objectives import supervised
 from flaxhead.solvers import ridge
 
-pytestmark = pytest.mark.usefixtures("compile_quickly")
-
 CLASSES, KEY = 3, jax.random.key(0)
 HEAD = linear(CLASSES)
 

@@ -26,8 +26,6 @@ from flaxhead.objectives import supervised
 from flaxhead.sampling import batch_rows
 from flaxhead.step import learner
 
-pytestmark = pytest.mark.usefixtures("compile_quickly")
-
 CLASSES, DIM, ROWS, VAL_ROWS = 4, 6, 203, 101
 SPLITS = ("batch", "candidates")
 HEADS = {

@@ -63,7 +63,6 @@ def launch(folder, name, workdir, *flags, processes):
                 "JAX_PLATFORMS": "cpu",
                 "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
                 "JAX_COMPILATION_CACHE_DIR": str(folder / "cache"),
-                "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
                 "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
                 "JAX_NUM_PROCESSES": str(processes),
                 "JAX_PROCESS_ID": str(number),

@@ -11,8 +11,6 @@ from flaxhead.base import Batch, Head, Tokens
 from flaxhead.heads import linear, pool
 from flaxhead.objectives import entropy, marginal_entropy, r_drop, ramp, vat
 
-pytestmark = pytest.mark.usefixtures("compile_quickly")
-
 ROWS, DIM, CLASSES = 9, 4, 3
 
 

@@ -14,8 +14,6 @@ from flaxhead.heads import linear
 from flaxhead.semi_supervised import guard, self_train, vote, with_graph
 from flaxhead.solvers import logistic, ridge
 
-pytestmark = pytest.mark.usefixtures("compile_quickly")
-
 CLASSES, KEY = 3, jax.random.key(0)
 HEAD = linear(CLASSES)
 FITS = {

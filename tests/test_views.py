@@ -25,8 +25,6 @@ from flaxhead.objectives import (
     with_view,
 )
 
-pytestmark = pytest.mark.usefixtures("compile_quickly")
-
 ROWS, TOKENS, DIM, CLASSES = 16, 5, 3, 4
 KEY = jax.random.key(0)
 
