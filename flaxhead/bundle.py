@@ -28,6 +28,7 @@ from flaxhead.base import Array, Head, Params, Tokens
 from flaxhead.build import make_head
 from flaxhead.config import DataConfig, HeadConfig
 from flaxhead.metrics import Output
+from flaxhead.paths import Location, part, to_path, write
 
 FORMAT = 1
 _ARRAYS = "params.safetensors"
@@ -214,14 +215,14 @@ def in_batches(function: Callable[[Any], Array], x: Any) -> np.ndarray:
     return np.concatenate([batch(start) for start in range(0, max(rows, 1), size)])
 
 
-def save(path: str | Path, bundle: Bundle) -> None:
+def save(path: Location, bundle: Bundle) -> None:
     """Writes a head's folder whole or not at all.
 
     Args:
-      path: the folder; one that is there is replaced.
+      path: the folder, in a bucket too; one that is there is replaced.
       bundle: what to write.
     """
-    path = Path(path)
+    path = to_path(path)
     arrays = {
         f"params/{name}": np.asarray(leaf, order="C")
         for name, leaf in flatten_dict(bundle.params, sep="/").items()
@@ -241,11 +242,17 @@ def save(path: str | Path, bundle: Bundle) -> None:
         "versions": {name: version(name) for name in ("flaxhead", "jax", "flax")},
         "sha256": {_ARRAYS: hashlib.sha256(content).hexdigest()},
     }
-    new = path.with_name(f".{path.name}.new")
+    text = json.dumps(described, indent=2, allow_nan=False)
+    if not isinstance(path, Path):
+        # A folder of a bucket can't be renamed: its checksum tells a mixture.
+        write(path / _ARRAYS, content)
+        write(path / "head.json", text)
+        return
+    new = part(path)
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)
     (new / _ARRAYS).write_bytes(content)
-    (new / "head.json").write_text(json.dumps(described, indent=2, allow_nan=False))
+    (new / "head.json").write_text(text)
     old = path.with_name(f".{path.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if path.exists():
@@ -254,11 +261,11 @@ def save(path: str | Path, bundle: Bundle) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def load(path: str | Path) -> LoadedHead:
+def load(path: Location) -> LoadedHead:
     """Reads a head from its folder and checks it.
 
     Args:
-      path: the folder that a run wrote, `RUN/head`.
+      path: the folder that a run wrote, `RUN/head`, in a bucket too.
 
     Returns:
       Pure functions `logits`, `probabilities` and `predict`, and what they are made of.
@@ -266,14 +273,15 @@ def load(path: str | Path) -> LoadedHead:
     Raises:
       ValueError: the folder or a part of it is missing, damaged or of a later format.
     """
-    path = Path(path)
+    path = to_path(path)
+    file = path / "head.json"
     try:
-        described = json.loads((path / "head.json").read_text())
-        content = (path / _ARRAYS).read_bytes()
+        described = json.loads(file.read_text())
+        file = path / _ARRAYS
+        content = file.read_bytes()
     except FileNotFoundError as error:
         raise ValueError(
-            f"{path}: {error.filename} is missing; expected the folder of a head, "
-            "RUN/head"
+            f"{path}: {file} is missing; expected the folder of a head, RUN/head"
         ) from error
     except (OSError, ValueError) as error:
         raise ValueError(f"{path}: head.json can't be read ({error})") from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import jax
@@ -14,11 +13,12 @@ from orbax.checkpoint.checkpoint_managers import (
 )
 
 from flaxhead.base import PyTree
+from flaxhead.paths import AnyPath, is_local
 
 Manager: TypeAlias = ocp.CheckpointManager
 
 
-def open_folder(path: str | Path, *, keep: int) -> Manager:
+def open_folder(path: AnyPath, *, keep: int) -> Manager:
     """Opens a folder of checkpoints, of which the last `keep` and the best stay."""
 
     def rank(metrics: dict[str, float]) -> Any:
@@ -33,7 +33,8 @@ def open_folder(path: str | Path, *, keep: int) -> Manager:
         enable_async_checkpointing=True,
         cleanup_tmp_directories=True,
     )
-    return ocp.CheckpointManager(Path(path).absolute(), options=options)
+    path = path.absolute() if is_local(path) else path
+    return ocp.CheckpointManager(path, options=options)
 
 
 def save(manager: Manager, step: int, tree: PyTree, *, score: float) -> None:

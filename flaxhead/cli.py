@@ -20,9 +20,10 @@ import numpy as np
 from flaxhead import bundle, flags, plan
 from flaxhead.config import Config
 from flaxhead.data import load, load_inputs, load_split, to_batch
-from flaxhead.loop import Interrupted, write_text
+from flaxhead.loop import Interrupted
 from flaxhead.metrics import evaluate
 from flaxhead.parallel import quiet_tpu_compiler
+from flaxhead.paths import AnyPath, Location, is_local, to_path, write
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -78,10 +79,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _predict(options: argparse.Namespace) -> None:
-    output = Path(options.output)
-    if not output.absolute().parent.is_dir():
+    output = to_path(options.output)
+    if is_local(output) and not output.absolute().parent.is_dir():
         raise ValueError(f"--output={output}: its folder does not exist; make it first")
-    if output.is_dir() or output.resolve() == Path(options.input).resolve():
+    if output.is_dir() or _same(output, to_path(options.input)):
         raise ValueError(
             f"--output={output} is {'a folder' if output.is_dir() else 'the input'}; "
             "name a file of its own, such as predictions.csv"
@@ -106,7 +107,13 @@ def _predict(options: argparse.Namespace) -> None:
             prediction, confidence = names[row.argmax()], float(row.max())
         each = [f"{value:.6g}" for value in row] if options.probabilities else []
         writer.writerow([row_id, prediction, f"{confidence:.6g}", *each])
-    write_text(output, text.getvalue())
+    write(output, text.getvalue())
+
+
+def _same(one: AnyPath, other: AnyPath) -> bool:
+    if is_local(one) and is_local(other):
+        return one.resolve() == other.resolve()
+    return one == other
 
 
 def _evaluate(options: argparse.Namespace) -> None:
@@ -183,7 +190,7 @@ def cache_compilations() -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
-def summary(result: dict[str, Any], workdir: str | Path) -> str:
+def summary(result: dict[str, Any], workdir: Location) -> str:
     """The outcome of a run in a few lines."""
     won, test = result["selected"], result["test"]
     tried = {

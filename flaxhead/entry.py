@@ -21,6 +21,7 @@ from flaxhead.config import (
 )
 from flaxhead.data import arrays
 from flaxhead.loop import run
+from flaxhead.paths import Location, to_path
 from flaxhead.report.progress import Display
 
 
@@ -38,7 +39,7 @@ def fit(
     folds: int = 5,
     seed: int = 0,
     backbone: str = "",
-    workdir: str | Path | None = None,
+    workdir: Location | None = None,
     display: Display | None = None,
 ) -> LoadedHead:
     """Trains a head on embeddings: what kind, and how strongly regularised, is chosen.
@@ -130,7 +131,7 @@ def fit(
     )
     if workdir is not None:
         run(config, workdir, data=data, display=display)
-        return load(Path(workdir) / "head")
+        return load(to_path(workdir) / "head")
     with tempfile.TemporaryDirectory() as folder:
         run(config, folder, data=data, display=display)
         return load(Path(folder) / "head")

@@ -5,13 +5,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
 import signal
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -36,12 +34,24 @@ from flaxhead.metrics import (
     finish,
     standard_error,
 )
+from flaxhead.paths import (
+    AnyPath,
+    Location,
+    append,
+    check_for_checkpoints,
+    is_local,
+    part,
+    to_path,
+    write,
+)
 from flaxhead.report.choices import choices
 from flaxhead.report.curves import curves
 from flaxhead.report.learning_curve import learning_curve
 from flaxhead.report.progress import Display, quiet
 from flaxhead.search import Question, head_names, rank
 from flaxhead.selection import Candidate, Selection, grid_edges, select
+
+_LOG_SECONDS = 5.0  # between two versions of metrics.jsonl in a bucket
 
 
 class Interrupted(Exception):
@@ -83,7 +93,7 @@ class _Plan(NamedTuple):
 
 def run(
     config: Config,
-    workdir: str | Path,
+    workdir: Location,
     *,
     data: Dataset | None = None,
     display: Display | None = None,
@@ -92,8 +102,8 @@ def run(
 
     Args:
       config: all settings.
-      workdir: the folder of the run. One that holds a run of the same settings and data
-        is gone on with; a finished one is left as it is.
+      workdir: the folder of the run, `gs://BUCKET/FOLDER` too. One that holds a run of
+        the same settings and data is gone on with; a finished one is left as it is.
       data: the data, if not what `config.data` names.
       display: where to tell of progress; None: nowhere.
 
@@ -117,10 +127,12 @@ def run(
         raise ValueError("workdir is empty; name the folder of the run")
     display = display or quiet()
     build.check(config)
+    workdir = to_path(workdir)
     data = load(config.data) if data is None else data
     plan = _plan(config, data)
     chosen_by = crossval.pool(config, data) if build.searched(config) else None
-    workdir = Path(workdir)
+    if chosen_by is None:
+        check_for_checkpoints(workdir)
     _claim(workdir, config, data)
     finished = workdir / "result.json"
     if finished.exists():
@@ -161,7 +173,7 @@ _ALL_LABELLED = (
 
 
 def _finish(
-    result: dict[str, Any], plan: _Plan, path: Path, display: Display
+    result: dict[str, Any], plan: _Plan, path: AnyPath, display: Display
 ) -> dict[str, Any]:
     config = plan.config
     if config.protocol:
@@ -172,7 +184,7 @@ def _finish(
     for warning in result["warnings"]:
         display.say(f"warning: {warning}")
     if jax.process_index() == 0:
-        _write(path, result)
+        write(path, _json(result))
     return result
 
 
@@ -283,7 +295,7 @@ def _plan(config: Config, data: Dataset) -> _Plan:
     )
 
 
-def _claim(workdir: Path, config: Config, data: Dataset) -> None:
+def _claim(workdir: AnyPath, config: Config, data: Dataset) -> None:
     """Makes a folder this run's, or makes sure that it is."""
     mine = {
         "config": dataclasses.asdict(config),
@@ -309,7 +321,7 @@ def _claim(workdir: Path, config: Config, data: Dataset) -> None:
             )
         return
     # What a run leaves that was killed while it made the folder its own.
-    left = {_part(path).name}
+    left = {part(path).name}
     if workdir.exists() and (
         not workdir.is_dir() or any(one.name not in left for one in workdir.iterdir())
     ):
@@ -320,8 +332,9 @@ def _claim(workdir: Path, config: Config, data: Dataset) -> None:
     _meet("all processes have looked")
     if jax.process_index() == 0:
         try:
-            workdir.mkdir(parents=True, exist_ok=True)
-            _write(path, mine)
+            if is_local(workdir):
+                workdir.mkdir(parents=True, exist_ok=True)
+            write(path, _json(mine), new=True)
         except OSError as error:
             raise ValueError(
                 f"the folder {workdir} can't be made or written to ({error.strerror}); "
@@ -532,7 +545,7 @@ def _introduction(plan: _Plan, sweeps: list[_Sweep], seconds: float) -> str:
 def _train(
     plan: _Plan,
     sweeps: list[_Sweep],
-    workdir: Path,
+    workdir: AnyPath,
     display: Display,
     stopped: list[int],
 ) -> list[parallel.Progress]:
@@ -587,6 +600,7 @@ def _train(
         due = time.monotonic() - saved_at >= settings.every_seconds
         pace, due, stop = _agreed(pace, due, stopped[0] if stopped else 0)
         if due or last or stop:
+            log.flush()
             checkpoints.save(manager, step, _on_host(sweeps, progresses), score=best)
             saved_at = time.monotonic()
         if stop:
@@ -700,7 +714,7 @@ def _shown(plan: _Plan, score: float) -> str:
 def _search(
     plan: _Plan,
     chosen_by: crossval.Pool,
-    workdir: Path,
+    workdir: AnyPath,
     display: Display,
     stopped: list[int],
 ) -> dict[str, Any]:
@@ -729,7 +743,7 @@ def _search(
     bundle.save(workdir / "head", _scored(chosen, metrics))
     described = [_described(one) for one in found.candidates]
     log = "".join(json.dumps(one) + "\n" for one in described)
-    write_text(workdir / "metrics.jsonl", log)
+    write(workdir / "metrics.jsonl", log)
     winner = found.selection.winner
     choices(workdir / "curves.png", described, winner=winner, metric=plan.metric)
     if "learning_curve" in outcome.scores:
@@ -796,22 +810,35 @@ def _unlabelled_too(plan: _Plan) -> str:
 
 
 class _Log:
-    """`metrics.jsonl`: a line an evaluation and candidate, cut where a run resumes."""
+    """`metrics.jsonl`: a line an evaluation and candidate, cut where a run resumes.
 
-    def __init__(self, path: Path):
+    A bucket takes about one version of an object a second, so lines wait there; those
+    of a checkpoint have to be there before it is.
+    """
+
+    def __init__(self, path: AnyPath):
         self.path = path
         self.mine = jax.process_index() == 0
+        self.waiting = ""
+        self.written_at = 0.0
 
     def rewind(self, step: int) -> None:
         """Drops the lines that the steps to come will write again."""
         if self.mine:
             kept = [line for line in self.read() if line["step"] <= step]
-            write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
+            write(self.path, "".join(json.dumps(line) + "\n" for line in kept))
 
     def write(self, lines: Iterator[dict[str, Any]]) -> None:
         if self.mine:
-            with self.path.open("a") as file:
-                file.write("".join(json.dumps(line) + "\n" for line in lines))
+            self.waiting += "".join(json.dumps(line) + "\n" for line in lines)
+            if is_local(self.path) or time.monotonic() - self.written_at > _LOG_SECONDS:
+                self.flush()
+
+    def flush(self) -> None:
+        """Writes what waits."""
+        if self.waiting:
+            append(self.path, self.waiting)
+            self.waiting, self.written_at = "", time.monotonic()
 
     def read(self) -> list[dict[str, Any]]:
         if not self.path.exists():
@@ -906,7 +933,7 @@ def _ship(
     progresses: list[parallel.Progress],
     candidates: list[Candidate],
     selection: Selection,
-    workdir: Path,
+    workdir: AnyPath,
 ) -> dict[str, Any]:
     """Evaluates the winner, on the test rows once, and writes its bundle and curves."""
     winner = candidates[selection.winner]
@@ -964,7 +991,7 @@ def _draw(
     progresses: list[parallel.Progress],
     candidates: list[Candidate],
     winner: int,
-    workdir: Path,
+    workdir: AnyPath,
 ) -> None:
     lines = _Log(workdir / "metrics.jsonl").read()
     losses = np.concatenate([progress.losses for progress in progresses])
@@ -998,17 +1025,5 @@ def _number(value: Any) -> float | None:
     return float(value) if np.isfinite(value) else None
 
 
-def _write(path: Path, content: Any) -> None:
-    write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a file whole or not at all."""
-    new = _part(path)
-    new.write_text(text)
-    os.replace(new, path)
-
-
-def _part(path: Path) -> Path:
-    """Where a file is written before it takes its name."""
-    return path.with_name(f".{path.name}.new")
+def _json(content: Any) -> str:
+    return json.dumps(content, indent=2, allow_nan=False) + "\n"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -38,6 +37,7 @@ from flaxhead.config import (
 from flaxhead.folds import row_keys, stratified
 from flaxhead.heads.normalize import unit
 from flaxhead.moments import Moments, add, class_moments
+from flaxhead.paths import Location
 from flaxhead.search import Question, fit_default, padded, programs, search
 from flaxhead.selection import Candidate
 from flaxhead.solvers import discriminant_params, prototype_params, ridge_params
@@ -311,7 +311,7 @@ class HeadClassifier(ClassifierMixin, BaseEstimator):
             metrics={},
         )
 
-    def save(self, path: str | Path) -> None:
+    def save(self, path: Location) -> None:
         """Writes the head's folder, for `flaxhead.load` and `flaxhead predict`."""
         bundle.save(path, self.to_bundle())
 

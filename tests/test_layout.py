@@ -9,6 +9,7 @@ import flaxhead
 
 ORDER = (
     "base",
+    "paths",
     "metrics",
     "comparison",
     "heads",

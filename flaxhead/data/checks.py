@@ -8,10 +8,11 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from flaxhead.paths import AnyPath
 
 KEPT = ("float16", "bfloat16", "float32")
 CHUNK_BYTES = 1 << 24
@@ -60,7 +61,7 @@ def known_fields(names: Iterable[str], known: Iterable[str], where: str) -> None
 
 
 @contextmanager
-def parsing(path: Path, what: str) -> Iterator[None]:
+def parsing(path: AnyPath, what: str) -> Iterator[None]:
     """Turns whatever a parser raises on a broken file into one clear sentence."""
     try:
         yield

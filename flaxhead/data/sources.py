@@ -17,6 +17,7 @@ import numpy as np
 from flaxhead.config import DataConfig
 from flaxhead.data import checks, tables
 from flaxhead.data.records import FIELDS, Raw
+from flaxhead.paths import AnyPath, fetched, to_path
 
 ALIASES = {"validation": "val", "valid": "val", "dev": "val"}
 
@@ -62,9 +63,9 @@ def find(source: str) -> tuple[Source, dict[str, Any]]:
     return SOURCES[kind], found
 
 
-def folder(location: str) -> Path:
+def folder(location: str) -> AnyPath:
     """Returns a folder, or raises a ValueError where there is none."""
-    path = Path(location).expanduser()
+    path = to_path(location).expanduser()
     if not path.is_dir():
         kind = "a file" if path.exists() else "not there"
         raise ValueError(
@@ -81,11 +82,16 @@ def _files(suffix: str) -> Callable[[str], dict[str, Any]]:
     return find_files
 
 
-def read_npz(path: Path, config: DataConfig, labelled: bool) -> Raw:
+def read_npz(path: AnyPath, config: DataConfig, labelled: bool) -> Raw:
     """Reads `embeddings`, `labels` and the optional fields of one npz file."""
     del config
+    with fetched(path) as file:
+        return _read_npz(file, path, labelled)
+
+
+def _read_npz(file: Path, path: AnyPath, labelled: bool) -> Raw:
     with checks.parsing(path, "an npz file"):
-        stored = np.load(path, allow_pickle=False)
+        stored = np.load(file, allow_pickle=False)
         if not isinstance(stored, np.lib.npyio.NpzFile):
             raise TypeError("it holds one array without a name")
     with stored:
@@ -103,7 +109,7 @@ def read_npz(path: Path, config: DataConfig, labelled: bool) -> Raw:
 
 
 def _find_npy(location: str) -> dict[str, Any]:
-    found: dict[str, dict[str, Path]] = {}
+    found: dict[str, dict[str, AnyPath]] = {}
     for path in sorted(folder(location).glob("*.npy")):
         field = next((f for f in FIELDS if path.stem.endswith(f"_{f}")), None)
         if field is None:
@@ -113,7 +119,7 @@ def _find_npy(location: str) -> dict[str, Any]:
     return found
 
 
-def _read_npy(paths: dict[str, Path], config: DataConfig, labelled: bool) -> Raw:
+def _read_npy(paths: dict[str, AnyPath], config: DataConfig, labelled: bool) -> Raw:
     del config, labelled
     first = next(iter(paths.values()))
     if "embeddings" not in paths:
@@ -123,9 +129,12 @@ def _read_npy(paths: dict[str, Path], config: DataConfig, labelled: bool) -> Raw
         )
     fields = {}
     for name, path in paths.items():
-        with checks.parsing(path, "an npy file (text needs dtype=str)"):
+        with (
+            fetched(path) as file,
+            checks.parsing(path, "an npy file (text needs dtype=str)"),
+        ):
             fields[name] = np.load(
-                path,
+                file,
                 mmap_mode="r" if name == "embeddings" else None,
                 allow_pickle=False,
             )
@@ -133,11 +142,15 @@ def _read_npy(paths: dict[str, Path], config: DataConfig, labelled: bool) -> Raw
     return Raw(**fields, where=where)
 
 
-def _read_safetensors(path: Path, config: DataConfig, labelled: bool) -> Raw:
+def _read_safetensors(path: AnyPath, config: DataConfig, labelled: bool) -> Raw:
     del config, labelled
     from safetensors import safe_open
 
-    with checks.parsing(path, "a safetensors file"), safe_open(path, "np") as stored:
+    with (
+        fetched(path) as file,
+        checks.parsing(path, "a safetensors file"),
+        safe_open(file, "np") as stored,
+    ):
         names, metadata = list(stored.keys()), stored.metadata() or {}
         fields = {name: stored.get_tensor(name) for name in names if name in FIELDS}
         if "class_names" in metadata:
@@ -172,7 +185,7 @@ def _read_sklearn(name: str, config: DataConfig, labelled: bool) -> Raw:
 
 def read_file(path: str, config: DataConfig) -> Raw:
     """Reads one file of embeddings, labels or not, by its suffix."""
-    file = Path(path).expanduser()
+    file = to_path(path).expanduser()
     checks.choice(f"{path}: the suffix", file.suffix, tuple(INPUTS))
     if not file.is_file():
         raise ValueError(f"{path}: there is no such file, expected embeddings")
@@ -199,7 +212,7 @@ LAYOUTS = {
     "tfds": "a prepared dataset",
 }
 
-INPUTS: dict[str, Callable[[Path, DataConfig], Raw]] = {
+INPUTS: dict[str, Callable[[AnyPath, DataConfig], Raw]] = {
     ".npz": lambda path, config: read_npz(path, config, False),
     ".npy": lambda path, config: _read_npy({"embeddings": path}, config, False),
     ".safetensors": lambda path, config: _read_safetensors(path, config, False),

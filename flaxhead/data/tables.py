@@ -18,6 +18,7 @@ import numpy as np
 from flaxhead.config import DataConfig
 from flaxhead.data import checks
 from flaxhead.data.records import Raw
+from flaxhead.paths import AnyPath, fetched
 
 # A table's names for a field, each in the plural and in the singular.
 NAMES = {
@@ -79,9 +80,9 @@ def reserved(config: DataConfig) -> set[str]:
     return names | {config.labels_field}
 
 
-def find_parquet(path: Path) -> dict[str, list[Path]]:
+def find_parquet(path: AnyPath) -> dict[str, list[AnyPath]]:
     """Finds `train.parquet`, `train/*.parquet` and `train-00000-of-00002.parquet`."""
-    found: dict[str, list[Path]] = {}
+    found: dict[str, list[AnyPath]] = {}
     for file in sorted([*path.glob("*.parquet"), *path.glob("*/*.parquet")]):
         shard = SHARD.fullmatch(file.stem)
         split = file.parent.name if file.parent != path else file.stem
@@ -91,7 +92,7 @@ def find_parquet(path: Path) -> dict[str, list[Path]]:
     return found
 
 
-def read_parquet(paths: list[Path], config: DataConfig, labelled: bool) -> Raw:
+def read_parquet(paths: list[AnyPath], config: DataConfig, labelled: bool) -> Raw:
     """Reads the Parquet files of one split as one table.
 
     Embeddings are a column of lists (of lists, for tokens) or columns `f0`, `f1`, ...
@@ -101,8 +102,8 @@ def read_parquet(paths: list[Path], config: DataConfig, labelled: bool) -> Raw:
     import pyarrow.parquet as pq
 
     where = str(paths[0]) + (f" and {len(paths) - 1} more" if len(paths) > 1 else "")
-    with checks.parsing(paths[0], "a Parquet file"):
-        schema = pq.read_schema(paths[0])
+    with checks.parsing(paths[0], "a Parquet file"), paths[0].open("rb") as stored:
+        schema = pq.read_schema(stored)
     numbered = [name for name in schema.names if COLUMN.fullmatch(name)]
     if "f0" not in numbered:
         numbered = []
@@ -133,8 +134,9 @@ def read_parquet(paths: list[Path], config: DataConfig, labelled: bool) -> Raw:
 
     parts = []
     for path in paths:
-        with checks.parsing(path, f"a Parquet file with columns {', '.join(columns)}"):
-            parts.append(pq.read_table(path, columns=columns))
+        what = f"a Parquet file with columns {', '.join(columns)}"
+        with fetched(path) as file, checks.parsing(path, what):
+            parts.append(pq.read_table(file, columns=columns))
     with checks.parsing(paths[-1], f"a table of the same columns as {paths[0].name}"):
         table = pa.concat_tables(parts).combine_chunks()
 
@@ -254,6 +256,11 @@ def find_tfds(location: str) -> dict[str, Any]:
     if query and (option != "data_dir" or not data_dir):
         raise ValueError(f"data.source has the option {query!r}, expected data_dir=DIR")
     root = data_dir or os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
+    if "://" in root:
+        raise ValueError(
+            f"{root}: a TFDS set is read from a folder of this machine; expected a "
+            "copy there, or the embeddings as npz, npy, safetensors or Parquet"
+        )
     name, _, version = name.partition(":")
     path = Path(root).expanduser() / name
     versions = {p.parent.name: p.parent for p in path.glob("*/dataset_info.json")}

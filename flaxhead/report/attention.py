@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from flaxhead.paths import Location
 from flaxhead.report import canvas
 
 _CELL = 0.24  # inches, the height of a query's cells
@@ -18,7 +18,7 @@ _EVERY = 40  # tokens a row that can all have a text below them
 
 
 def attention(
-    path: str | Path,
+    path: Location,
     weights: Any,
     *,
     mask: Any = None,
@@ -46,6 +46,7 @@ def attention(
     Example:
       >>> weights = np.array([[[0.7, 0.3, 0.0]]])
       >>> import tempfile
+      >>> from pathlib import Path
       >>> path = Path(tempfile.mkdtemp()) / "attention.png"
       >>> mask = np.array([[True, True, False]])
       >>> attention(path, weights, mask=mask, tokens=[["good", "film"]])

@@ -7,14 +7,13 @@ inside the functions that draw.
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from flaxhead.metrics import METRICS
+from flaxhead.paths import Location, to_path, write
 
 WINNER = "#d1495b"
 INK = "#22303c"
@@ -45,14 +44,11 @@ def blank(height: float = HEIGHT) -> Any:
     return figure
 
 
-def save(figure: Any, path: str | Path) -> None:
+def save(figure: Any, path: Location) -> None:
     """Write a PNG file whole or not at all."""
     picture = io.BytesIO()
     figure.savefig(picture, format="png", facecolor="white")
-    path = Path(path)
-    whole = path.with_name(path.name + ".part")
-    whole.write_bytes(picture.getvalue())
-    os.replace(whole, path)
+    write(to_path(path), picture.getvalue())
 
 
 def check_metric(metric: str) -> None:

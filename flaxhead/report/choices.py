@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from flaxhead.metrics import METRICS
+from flaxhead.paths import Location
 from flaxhead.report import canvas
 
 _COLOR = "#31688e"  # of what didn't win
@@ -38,7 +38,7 @@ class _Grid(NamedTuple):
 
 
 def choices(
-    path: str | Path,
+    path: Location,
     candidates: Sequence[dict[str, Any]],
     *,
     winner: int,
@@ -71,6 +71,7 @@ def choices(
       ...     for alpha, score in [(0.1, 0.90), (1.0, 0.92), (10.0, 0.91)]
       ... ]
       >>> import tempfile
+      >>> from pathlib import Path
       >>> path = Path(tempfile.mkdtemp()) / "choices.png"
       >>> choices(path, candidates, winner=1, metric="accuracy")
       >>> path.read_bytes()[1:4]

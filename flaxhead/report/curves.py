@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from flaxhead.metrics import METRICS
+from flaxhead.paths import Location
 from flaxhead.report import canvas
 
 _POINTS = 200  # of a line, at most
 
 
 def curves(
-    path: str | Path,
+    path: Location,
     histories: Sequence[dict[str, Any]],
     *,
     winner: int,
@@ -51,6 +51,7 @@ def curves(
       ...     "diverged_at": None,
       ... }
       >>> import tempfile
+      >>> from pathlib import Path
       >>> path = Path(tempfile.mkdtemp()) / "curves.png"
       >>> curves(path, [history], winner=0, metric="accuracy")
       >>> path.read_bytes()[1:4]

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from flaxhead.paths import Location
 from flaxhead.report import canvas
 
 
 def learning_curve(
-    path: str | Path, points: Sequence[dict[str, Any]], *, metric: str
+    path: Location, points: Sequence[dict[str, Any]], *, metric: str
 ) -> None:
     """Draw the mean score and one standard deviation against labels per class.
 
@@ -35,6 +35,7 @@ def learning_curve(
       ...     for k, s in [(1, 0.6), (5, 0.8), (25, 0.9)]
       ... ]
       >>> import tempfile
+      >>> from pathlib import Path
       >>> path = Path(tempfile.mkdtemp()) / "learning_curve.png"
       >>> learning_curve(path, points, metric="accuracy")
       >>> path.read_bytes()[1:4]
