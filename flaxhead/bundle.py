@@ -14,7 +14,6 @@ import os
 import shutil
 from collections.abc import Callable
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -28,7 +27,7 @@ from flaxhead.base import Array, Head, Params, Tokens
 from flaxhead.build import make_head
 from flaxhead.config import DataConfig, HeadConfig
 from flaxhead.metrics import Output
-from flaxhead.paths import Location, part, to_path, write
+from flaxhead.paths import Location, is_local, part, to_path, write
 
 FORMAT = 1
 _ARRAYS = "params.safetensors"
@@ -243,7 +242,7 @@ def save(path: Location, bundle: Bundle) -> None:
         "sha256": {_ARRAYS: hashlib.sha256(content).hexdigest()},
     }
     text = json.dumps(described, indent=2, allow_nan=False)
-    if not isinstance(path, Path):
+    if not is_local(path):
         # A folder of a bucket can't be renamed: its checksum tells a mixture.
         write(path / _ARRAYS, content)
         write(path / "head.json", text)

@@ -23,7 +23,7 @@ from flaxhead.data import load, load_inputs, load_split, to_batch
 from flaxhead.loop import Interrupted
 from flaxhead.metrics import evaluate
 from flaxhead.parallel import quiet_tpu_compiler
-from flaxhead.paths import AnyPath, Location, is_local, to_path, write
+from flaxhead.paths import Location, is_local, to_path, write
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -82,7 +82,7 @@ def _predict(options: argparse.Namespace) -> None:
     output = to_path(options.output)
     if is_local(output) and not output.absolute().parent.is_dir():
         raise ValueError(f"--output={output}: its folder does not exist; make it first")
-    if output.is_dir() or _same(output, to_path(options.input)):
+    if output.is_dir() or output.resolve() == to_path(options.input).resolve():
         raise ValueError(
             f"--output={output} is {'a folder' if output.is_dir() else 'the input'}; "
             "name a file of its own, such as predictions.csv"
@@ -108,12 +108,6 @@ def _predict(options: argparse.Namespace) -> None:
         each = [f"{value:.6g}" for value in row] if options.probabilities else []
         writer.writerow([row_id, prediction, f"{confidence:.6g}", *each])
     write(output, text.getvalue())
-
-
-def _same(one: AnyPath, other: AnyPath) -> bool:
-    if is_local(one) and is_local(other):
-        return one.resolve() == other.resolve()
-    return one == other
 
 
 def _evaluate(options: argparse.Namespace) -> None:

@@ -320,8 +320,9 @@ def _claim(workdir: AnyPath, config: Config, data: Dataset) -> None:
                 "another --workdir, or undo the change"
             )
         return
-    # What a run leaves that was killed while it made the folder its own.
-    left = {part(path).name}
+    # What a run leaves that was killed while it made the folder its own. A bucket has
+    # no such thing, but lists a folder that was made by hand as a part of itself.
+    left = {part(path).name if is_local(path) else workdir.name}
     if workdir.exists() and (
         not workdir.is_dir() or any(one.name not in left for one in workdir.iterdir())
     ):

@@ -98,12 +98,14 @@ def append(path: AnyPath, text: str) -> None:
 def fetched(path: AnyPath) -> Iterator[Path]:
     """Yields a local file of the same content; that of an object is deleted after.
 
-    A memory map that was made of it stays.
+    What has opened it or maps it into memory still has it then.
     """
     if isinstance(path, Path):
         yield path
         return
-    with tempfile.TemporaryDirectory(prefix="flaxhead-") as folder:
+    with tempfile.TemporaryDirectory(
+        prefix="flaxhead-", ignore_cleanup_errors=True
+    ) as folder:
         file = Path(folder) / path.name
         with _answering(path):
             _store(path).get_file(str(path), str(file))

@@ -88,6 +88,7 @@ def outcome(workdir):
 def test_a_run_in_a_bucket_stops_resumes_and_is_the_local_one(store, folder, tmp_path):
     run(settings(f"npz:{folder}"), tmp_path / "run")
     config, address = settings("npz:gs://lab-bucket/data"), "gs://lab-bucket/runs/one"
+    store.write("lab-bucket", "runs/one/", b"", {})  # A folder that was made by hand.
     said = []
 
     def stop(step, *_):

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -85,12 +84,7 @@ def _files(suffix: str) -> Callable[[str], dict[str, Any]]:
 def read_npz(path: AnyPath, config: DataConfig, labelled: bool) -> Raw:
     """Reads `embeddings`, `labels` and the optional fields of one npz file."""
     del config
-    with fetched(path) as file:
-        return _read_npz(file, path, labelled)
-
-
-def _read_npz(file: Path, path: AnyPath, labelled: bool) -> Raw:
-    with checks.parsing(path, "an npz file"):
+    with fetched(path) as file, checks.parsing(path, "an npz file"):
         stored = np.load(file, allow_pickle=False)
         if not isinstance(stored, np.lib.npyio.NpzFile):
             raise TypeError("it holds one array without a name")
