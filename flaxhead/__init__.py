@@ -17,6 +17,7 @@ from flaxhead.base import (
     Tokens,
     View,
 )
+from flaxhead.bulk import predict_files
 from flaxhead.bundle import LoadedHead, load
 from flaxhead.config import (
     LADDER,
@@ -226,6 +227,7 @@ __all__ = [
     "pool",
     "pool_logits",
     "pool_probabilities",
+    "predict_files",
     "prune",
     "r_drop",
     "ramp",

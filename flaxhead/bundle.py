@@ -156,6 +156,25 @@ def drift(x: Any, spec: FeatureSpec) -> str | None:
     )
 
 
+def check_features(x: Any, spec: FeatureSpec) -> None:
+    """Raises a ValueError for rows, or shapes of rows, that a head can't take."""
+    values = x.values if isinstance(x, Tokens) else x
+    expected = f"[rows, {'tokens, ' if spec.tokens else ''}{spec.dim}]"
+    if values.ndim != (3 if spec.tokens else 2) or values.shape[-1] != spec.dim:
+        # A padded batch has other rows than the file it comes from.
+        got = ", ".join(["rows", *map(str, values.shape[1:])])
+        raise ValueError(
+            f"the embeddings have the shape [{got}], the head expects "
+            f"{expected} ({spec.dtype}, normalization {spec.normalization}, backbone "
+            f"{spec.backbone or 'not recorded'})"
+        )
+    if spec.masked and not isinstance(x, Tokens):
+        raise ValueError(
+            "the embeddings are tokens without a mask, and the head was trained on "
+            "some with one; pass flaxhead.Tokens(x, mask), or a file that has a mask"
+        )
+
+
 def functions(bundle: Bundle) -> LoadedHead:
     """Returns the functions of a head."""
     head = make_head(
@@ -167,7 +186,7 @@ def functions(bundle: Bundle) -> LoadedHead:
     params = jax.tree.map(jnp.asarray, bundle.params)
 
     def logits(x: Any) -> Array:
-        _check_features(x, bundle.spec)
+        check_features(x, bundle.spec)
         return head.apply(params, x)
 
     def probabilities(x: Any) -> Array:
@@ -336,21 +355,3 @@ def _norms(x: Any) -> np.ndarray:
     ]
     norms = np.concatenate(norms)
     return norms[np.asarray(x.mask)] if isinstance(x, Tokens) else norms.ravel()
-
-
-def _check_features(x: Any, spec: FeatureSpec) -> None:
-    values = x.values if isinstance(x, Tokens) else x
-    expected = f"[rows, {'tokens, ' if spec.tokens else ''}{spec.dim}]"
-    if values.ndim != (3 if spec.tokens else 2) or values.shape[-1] != spec.dim:
-        # A padded batch has other rows than the file it comes from.
-        got = ", ".join(["rows", *map(str, values.shape[1:])])
-        raise ValueError(
-            f"the embeddings have the shape [{got}], the head expects "
-            f"{expected} ({spec.dtype}, normalization {spec.normalization}, backbone "
-            f"{spec.backbone or 'not recorded'})"
-        )
-    if spec.masked and not isinstance(x, Tokens):
-        raise ValueError(
-            "the embeddings are tokens without a mask, and the head was trained on "
-            "some with one; pass flaxhead.Tokens(x, mask), or a file that has a mask"
-        )

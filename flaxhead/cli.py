@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import csv
 import dataclasses
-import io
 import json
 import os
 import sys
@@ -15,15 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from flaxhead import bundle, flags, plan
+from flaxhead.bulk import predict_files
 from flaxhead.config import Config
-from flaxhead.data import load, load_inputs, load_split, to_batch
+from flaxhead.data import load, load_split, to_batch
 from flaxhead.loop import Interrupted
 from flaxhead.metrics import evaluate
 from flaxhead.parallel import quiet_tpu_compiler
-from flaxhead.paths import Location, is_local, to_path, write
+from flaxhead.paths import Location
+from flaxhead.report.progress import display
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -33,14 +32,49 @@ def main(arguments: list[str] | None = None) -> int:
         description="Use a trained head (python train.py trains one), or plan a run.",
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    predict = commands.add_parser("predict", help="write the predictions of a file")
+    predict = commands.add_parser(
+        "predict",
+        help="write the predictions of a file, or of a folder of files",
+        description="The same command goes on with one that was stopped.",
+    )
     predict.add_argument("--head", required=True, metavar="RUN/head")
     predict.add_argument(
-        "--input", required=True, metavar="FILE", help="npz, npy, parquet, safetensors"
+        "--input",
+        required=True,
+        metavar="PATH",
+        help="npz, npy, parquet or safetensors, or a folder of one kind",
     )
-    predict.add_argument("--output", required=True, metavar="FILE.csv")
     predict.add_argument(
-        "--probabilities", action="store_true", help="add a column a class"
+        "--output",
+        required=True,
+        metavar="FILE",
+        help="FILE.npy: the scores as an array; other names: a CSV",
+    )
+    what = predict.add_mutually_exclusive_group()
+    what.add_argument(
+        "--probabilities",
+        action="store_true",
+        help="a column a class in a CSV; an npy file has them anyway",
+    )
+    what.add_argument(
+        "--logits", action="store_true", help="in place of probabilities (npy)"
+    )
+    what.add_argument(
+        "--top-k",
+        type=int,
+        default=0,
+        metavar="K",
+        help="the K most probable classes of each row",
+    )
+    predict.add_argument(
+        "--batch-size",
+        type=int,
+        default=0,
+        metavar="ROWS",
+        help="scored at once on a device; default: 4096, or fewer if they are wide",
+    )
+    predict.add_argument(
+        "--overwrite", action="store_true", help="replace an output of other scores"
     )
     score = commands.add_parser("evaluate", help="print the scores of a split as JSON")
     score.add_argument("--head", required=True, metavar="RUN/head")
@@ -79,35 +113,17 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _predict(options: argparse.Namespace) -> None:
-    output = to_path(options.output)
-    if is_local(output) and not output.absolute().parent.is_dir():
-        raise ValueError(f"--output={output}: its folder does not exist; make it first")
-    if output.is_dir() or output.resolve() == to_path(options.input).resolve():
-        raise ValueError(
-            f"--output={output} is {'a folder' if output.is_dir() else 'the input'}; "
-            "name a file of its own, such as predictions.csv"
-        )
-    head = bundle.load(options.head)
-    data = load_inputs(options.input)
-    x = to_batch(data).x
-    probabilities = bundle.in_batches(head.probabilities, x)
-    _warn_of_drift(x, head)
-    names = np.array(head.class_names, dtype=object)
-    several = head.bundle.task == "multilabel"
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    columns = [f"probability:{name}" for name in names] if options.probabilities else []
-    writer.writerow(["id", "prediction", "confidence", *columns])
-    for row_id, row in zip(data.ids, probabilities, strict=True):
-        if several:
-            prediction = "|".join(names[row > 0.5])
-            # Of the whole set of labels, were they independent.
-            confidence = float(np.prod(np.maximum(row, 1 - row)))
-        else:
-            prediction, confidence = names[row.argmax()], float(row.max())
-        each = [f"{value:.6g}" for value in row] if options.probabilities else []
-        writer.writerow([row_id, prediction, f"{confidence:.6g}", *each])
-    write(output, text.getvalue())
+    scores = "logits" if options.logits else "auto"
+    predict_files(
+        bundle.load(options.head),
+        options.input,
+        options.output,
+        scores="probabilities" if options.probabilities else scores,
+        top_k=options.top_k,
+        batch_size=options.batch_size,
+        overwrite=options.overwrite,
+        display=display(),
+    )
 
 
 def _evaluate(options: argparse.Namespace) -> None:
@@ -122,7 +138,9 @@ def _evaluate(options: argparse.Namespace) -> None:
     )
     batch = to_batch(data)
     logits = bundle.in_batches(head.logits, batch.x)
-    _warn_of_drift(batch.x, head)
+    warning = bundle.drift(batch.x, known.spec)
+    if warning:
+        print(f"warning: {warning}", file=sys.stderr)
     scores = evaluate(
         logits,
         batch.labels,
@@ -224,9 +242,3 @@ def summary(result: dict[str, Any], workdir: Location) -> str:
         f"{timing['run_seconds']:.1f} s; the head is in {workdir}/head"
     )
     return "\n".join(lines)
-
-
-def _warn_of_drift(x: Any, head: bundle.LoadedHead) -> None:
-    warning = bundle.drift(x, head.bundle.spec)
-    if warning:
-        print(f"warning: {warning}", file=sys.stderr)

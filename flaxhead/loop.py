@@ -140,7 +140,7 @@ def run(
         return json.loads(finished.read_text())
     loaded_seconds = time.perf_counter() - began
 
-    with build.precision(config), _stop_signals() as stopped:
+    with build.precision(config), stop_signals() as stopped:
         if chosen_by is not None:
             result = _search(plan, chosen_by, workdir, display, stopped)
             result["timing"] = {
@@ -851,7 +851,7 @@ class _Log:
 
 
 @contextmanager
-def _stop_signals() -> Iterator[list[int]]:
+def stop_signals() -> Iterator[list[int]]:
     """Collects SIGTERM and SIGINT, to stop at the end of a chunk instead of at once."""
     received: list[int] = []
     if threading.current_thread() is not threading.main_thread():

@@ -389,7 +389,7 @@ class Shares:
             host = np.asarray(leaf)
             if self.axis is not None:
                 host = np.concatenate(list(host), axis=axis)
-            return host.take(np.arange(rows), axis=axis)
+            return host[(slice(None),) * axis + (slice(rows),)]
 
         return jax.tree.map(fetch, tree)
 

@@ -90,7 +90,7 @@ def test_predictions_are_the_heads(trained, tmp_path, capsys):
     head = trained / "run" / "head"
     given = ["predict", f"--head={head}", f"--input={tmp_path / 'new.npz'}"]
     given += [f"--output={tmp_path / 'out.csv'}", "--probabilities"]
-    assert call(cli.main, given, capsys) == (0, "", "")
+    assert call(cli.main, given, capsys) == (0, "", "20/20 rows\n")
     rows = read(tmp_path / "out.csv")
     columns = [f"probability:{name}" for name in NAMES]
     assert list(rows[0]) == ["id", "prediction", "confidence", *columns]
@@ -102,11 +102,36 @@ def test_predictions_are_the_heads(trained, tmp_path, capsys):
     assert [row["prediction"] for row in rows] == [NAMES[i] for i in expected.argmax(1)]
     confidences = [float(row["confidence"]) for row in rows]
     np.testing.assert_allclose(confidences, expected.max(1), rtol=1e-4)
-    # Without the flag: the same, less those columns.
-    assert call(cli.main, given[:-1], capsys) == (0, "", "")
+    # Without the flag: the same, less those columns; but not in place of them.
+    assert "differ in scores" in refused(cli.main, given[:-1], capsys)
+    short = [*given[:-1], "--overwrite"]
+    assert call(cli.main, short, capsys) == (0, "", "20/20 rows\n")
     short = read(tmp_path / "out.csv")
     assert list(short[0]) == ["id", "prediction", "confidence"]
     assert [row["prediction"] for row in short] == [row["prediction"] for row in rows]
+
+
+def test_arrays_and_logits_are_asked_for_by_flags(trained, tmp_path, capsys):
+    x = np.random.default_rng(1).normal(size=(20, 5)).astype(np.float32)
+    (tmp_path / "new").mkdir()
+    for number, rows in enumerate(np.split(x, [7])):
+        np.save(tmp_path / "new" / f"{number}.npy", rows)
+    folder = trained / "run" / "head"
+    given = ["predict", f"--head={folder}", f"--input={tmp_path / 'new'}"]
+    asked = {"all": ["--batch-size=1"], "logits": ["--logits"], "two": ["--top-k=2"]}
+    for name, flags in asked.items():
+        output = f"--output={tmp_path / name}.npy"
+        status, out, err = call(cli.main, [*given, output, *flags], capsys)
+        assert (status, out) == (0, ""), err
+        assert err.endswith("20/20 rows\n") or "  0 s left\n" in err
+    head = flaxhead.load(folder)
+    shares = np.asarray(head.probabilities(x))
+    np.testing.assert_allclose(np.load(tmp_path / "all.npy"), shares, rtol=1e-5)
+    np.testing.assert_allclose(
+        np.load(tmp_path / "logits.npy"), head.logits(x), rtol=1e-4, atol=1e-5
+    )
+    first = np.load(tmp_path / "two.npy")["class"][:, 0]
+    np.testing.assert_array_equal(first, shares.argmax(1))
 
 
 def test_evaluate_repeats_the_runs_scores(trained, capsys):
@@ -128,7 +153,7 @@ def test_other_norms_are_warned_of(trained, tmp_path, capsys):
     status, _, err = call(cli.main, given, capsys)
     assert status == 0
     assert err.startswith("warning: the embeddings have a mean norm of ")
-    assert len(err.splitlines()) == 1
+    assert len(err.splitlines()) == 2  # And that all rows are done.
 
 
 @pytest.mark.parametrize(
@@ -141,6 +166,7 @@ def test_other_norms_are_warned_of(trained, tmp_path, capsys):
         ({"--input": "text.npy"}, ["text.npy"]),
         ({"--input": "good.csv"}, ["suffix"]),
         ({"--output": "no/folder/out.csv"}, ["its folder does not exist"]),
+        ({"--output": "out.npz"}, ["expected .npy or .csv"]),
         ({"--head": "."}, ["head.json is missing"]),
     ],
 )

@@ -24,8 +24,8 @@ from flaxhead.data import (
     checks,
     fingerprint,
     load,
-    load_inputs,
     load_split,
+    open_inputs,
 )
 from flaxhead.data.labels import SOFT_TOLERANCE
 
@@ -234,6 +234,7 @@ def test_wide_integer_and_foreign_types_become_float32(dtype):
 
 def test_a_memory_map_is_neither_copied_nor_read_whole(tmp_path, monkeypatch):
     monkeypatch.setattr(checks, "CHUNK_BYTES", 1 << 12)
+    monkeypatch.setattr(checks, "CACHE_BYTES", 1 << 12)
     splits = make_splits()
     config = save("npy", tmp_path, splits)
     largest = []
@@ -244,7 +245,7 @@ def test_a_memory_map_is_neither_copied_nor_read_whole(tmp_path, monkeypatch):
         return isfinite(values)
 
     big = np.lib.format.open_memmap(
-        tmp_path / "train_embeddings.npy", "w+", np.float16, (30, 4096)
+        tmp_path / "train_embeddings.npy", "w+", np.float32, (30, 4096)
     )
     big[:] = 1
     for split in ("val", "test"):
@@ -252,7 +253,7 @@ def test_a_memory_map_is_neither_copied_nor_read_whole(tmp_path, monkeypatch):
     monkeypatch.setattr(np, "isfinite", spy)
     data = load(config)
     assert isinstance(data.train.x, np.memmap)
-    assert 0 < max(largest) <= 2 * 4096
+    assert 0 < max(largest) <= 4 * 4096
     in_memory = data._replace(train=data.train._replace(x=np.array(data.train.x)))
     assert fingerprint(in_memory) == fingerprint(data)
 
@@ -797,23 +798,45 @@ def test_inputs_need_no_labels(kind, tmp_path):
         fields["labels"] = np.array([None] * 7)  # Never read, so never unpickled.
     WRITERS[kind](tmp_path, "new", fields)
     name = "new_embeddings.npy" if kind == "npy" else f"new.{kind}"
-    data = load_inputs(str(tmp_path / name))
-    np.testing.assert_array_equal(data.x, fields["embeddings"])
-    assert data.x.dtype == np.float16
-    np.testing.assert_array_equal(data.labels, np.full(7, -1))
-    np.testing.assert_array_equal(data.weights, np.ones(7))
-    if kind != "npy":
-        np.testing.assert_array_equal(data.mask, fields["mask"])
-        np.testing.assert_array_equal(data.ids, fields["ids"])
+    found = open_inputs(tmp_path / name)
+    assert found.rows == len(found.sample.x) == 7
+    assert found.sample.x.dtype == np.float16
+    assert (found.sample.mask is None) == (kind == "npy")
+    for first in (0, 4, 7):
+        blocks = list(found.blocks(first, 3))
+        assert [len(block.x) for block in blocks[:-1]] == [3] * (len(blocks) - 1)
+        for number, block in enumerate(blocks):
+            rows = slice(first + 3 * number, first + 3 * number + 3)
+            np.testing.assert_array_equal(block.x, fields["embeddings"][rows])
+            if kind != "npy":
+                np.testing.assert_array_equal(block.mask, fields["mask"][rows])
+                np.testing.assert_array_equal(block.ids, fields["ids"][rows])
+        assert len(blocks) == -(-(7 - first) // 3)
 
 
-def test_invalid_inputs_are_refused_or_left_out(tmp_path):
-    path = str(tmp_path / "new.npy")
-    np.save(path, np.array([[1, 2], [np.nan, 0], [3, 4]], np.float32))
-    with pytest.raises(ValueError, match=r"new\.npy: embeddings are NaN .*\(1\)"):
-        load_inputs(path)
-    data = load_inputs(path, config=DataConfig(invalid_rows="drop"))
-    np.testing.assert_array_equal(data.ids, [0, 2])
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_inputs_stored_by_columns_are_read_by_rows(save, tmp_path):
+    x = np.asfortranarray(np.random.default_rng(0).normal(size=(7, 4)))
+    save(tmp_path / "new.npz", embeddings=x)
+    np.save(tmp_path / "new.npy", x)
+    for name in ("new.npz", "new.npy"):
+        (block,) = open_inputs(tmp_path / name).blocks(2, 9)
+        np.testing.assert_array_equal(block.x, x[2:].astype(np.float32))
+
+
+def test_a_folder_of_inputs_is_one_after_the_other(tmp_path):
+    x = np.random.default_rng(0).normal(size=(9, 2)).astype(np.float32)
+    for name, rows in {"a": slice(4), "b": slice(4, 4), "c": slice(4, 9)}.items():
+        table = {"vector": x[rows].tolist(), "id": [f"row {i}" for i in range(9)[rows]]}
+        schema = pa.schema([("vector", pa.list_(pa.float32())), ("id", pa.string())])
+        written = pa.table(table, schema=schema)
+        pq.write_table(written, tmp_path / f"{name}.parquet", row_group_size=2)
+    found = open_inputs(tmp_path)
+    assert [told["rows"] for told in found.files.values()] == [4, 0, 5]
+    blocks = list(found.blocks(3, 4))
+    assert [len(block.x) for block in blocks] == [4, 2]
+    np.testing.assert_array_equal(np.concatenate([b.x for b in blocks]), x[3:])
+    assert [i for b in blocks for i in b.ids] == [f"row {i}" for i in range(3, 9)]
 
 
 # Fingerprints

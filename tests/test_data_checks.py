@@ -6,6 +6,7 @@ The tables hold what is wrong with otherwise good data, and what the message say
 import dataclasses
 import io
 
+import ml_dtypes
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -13,7 +14,7 @@ import pytest
 import safetensors.numpy
 
 from flaxhead.config import DataConfig
-from flaxhead.data import arrays, load, load_inputs, load_split
+from flaxhead.data import arrays, checks, load, load_split, open_inputs
 from flaxhead.data.labels import SOFT_TOLERANCE
 
 ROWS = 24
@@ -39,6 +40,13 @@ def tokens(**changes):
     return good(
         **{"embeddings": np.ones((ROWS, 2, 4)), "mask": np.ones((ROWS, 2)), **changes}
     )
+
+
+def cut(values):
+    """A file of an array that lacks its last byte."""
+    whole = io.BytesIO()
+    np.save(whole, values)
+    return whole.getvalue()[:-1]
 
 
 class Thing:
@@ -667,13 +675,18 @@ def test_a_field_that_is_not_there_is_refused_with_the_nearest(tmp_path):
         ("new.npy", np.float32(1), r"new\.npy: embeddings have shape \[\]"),
         ("new.npy", b"nothing", r"new\.npy: cannot be read as an npy file"),
         ("new.npz", {"x": np.ones((3, 2))}, r"new\.npz: unknown field 'x'"),
+        ("new.npz", {"ids": np.arange(3)}, r"new\.npz: there is no field 'embeddings'"),
+        ("new.npz", good(ids=[1, 2]), r"new\.npz: ids has the shape \[2\] and there"),
+        ("new.npy", np.ones((0, 3)), r"new\.npy: there is no row"),
+        ("new.npy", cut(np.ones((9, 3))), r"new\.npy: .*it ends before its last row"),
+        ("new.npy", np.full((3, 2), np.nan), r"new\.npy: embeddings are NaN"),
     ],
 )
 def test_bad_inputs_are_refused(name, content, message, tmp_path):
     if content is not None:
         write(tmp_path, {name: content})
     with pytest.raises(ValueError, match=message):
-        load_inputs(str(tmp_path / name))
+        open_inputs(tmp_path / name)
 
 
 @pytest.mark.parametrize(
@@ -701,6 +714,13 @@ def test_a_bad_split_for_a_trained_head_is_refused(split, fields, message, tmp_p
             task="multiclass",
             config=DataConfig(),
         )
+
+
+@pytest.mark.parametrize("kind", [np.float16, ml_dtypes.bfloat16])
+def test_every_number_of_two_bytes_is_finite_or_not(kind):
+    numbers = np.arange(2**16, dtype=np.uint16).view(kind)[:, None]
+    expected = np.isfinite(numbers.astype(np.float32))[:, 0]
+    np.testing.assert_array_equal(checks.finite(numbers), expected)
 
 
 def test_multilabel_heads_need_a_matrix(tmp_path):

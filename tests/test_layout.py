@@ -41,6 +41,7 @@ ORDER = (
     "bundle",
     "crossval",
     "loop",
+    "bulk",
     "entry",
     "sklearn",
     "plan",

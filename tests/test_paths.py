@@ -20,8 +20,6 @@ from flaxhead.data import fingerprint, load
 from flaxhead.loop import Interrupted, run
 from flaxhead.report.progress import quiet
 
-pytestmark = pytest.mark.usefixtures("compile_quickly")
-
 
 @pytest.fixture(scope="module")
 def store():

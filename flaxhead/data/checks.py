@@ -16,6 +16,9 @@ from flaxhead.paths import AnyPath
 
 KEPT = ("float16", "bfloat16", "float32")
 CHUNK_BYTES = 1 << 24
+CACHE_BYTES = 1 << 18  # What is made of so few stays in a processor's cache.
+# The bits of a number's exponent; all are set in NaN and in infinity.
+EXPONENTS = {"float16": np.uint16(0x7C00), "bfloat16": np.uint16(0x7F80)}
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -99,10 +102,15 @@ def plain(values: np.ndarray) -> tuple[list[Any], np.ndarray]:
     return items, np.array(missing, bool)
 
 
-def chunks(x: np.ndarray) -> Iterator[slice]:
-    """Yields row slices of about 16 MB, so that a memory map is never read whole."""
+def chunks(x: np.ndarray, size: int = 0) -> Iterator[slice]:
+    """Yields slices of rows, so that a memory map is never read whole.
+
+    Args:
+      x: `[rows, ...]`.
+      size: bytes of a slice, about; 0: 16 MB.
+    """
     row_bytes = max(1, x.nbytes // max(1, len(x)))
-    rows = max(1, CHUNK_BYTES // row_bytes)
+    rows = max(1, (size or CHUNK_BYTES) // row_bytes)
     for start in range(0, len(x), rows):
         yield slice(start, min(start + rows, len(x)))
 
@@ -125,11 +133,7 @@ def embeddings(x: Any, where: str) -> np.ndarray:
             f"{where}: embeddings have type {x.dtype}, expected float16, bfloat16, "
             "float32, float64 or integers"
         )
-    if x.ndim not in (2, 3):
-        raise ValueError(
-            f"{where}: embeddings have shape {list(x.shape)}, expected [rows, dim] or "
-            "[rows, tokens, dim]"
-        )
+    rank(x.shape, where)
     if x.size == 0:
         raise ValueError(
             f"{where}: embeddings are empty (shape {list(x.shape)}), expected one row "
@@ -140,6 +144,15 @@ def embeddings(x: Any, where: str) -> np.ndarray:
         return x.astype(native, copy=False)
 
 
+def rank(shape: tuple[int, ...], where: str) -> None:
+    """Raises a ValueError unless embeddings are vectors or tokens, by their shape."""
+    if len(shape) not in (2, 3):
+        raise ValueError(
+            f"{where}: embeddings have shape {list(shape)}, expected [rows, dim] or "
+            "[rows, tokens, dim]"
+        )
+
+
 def finite(x: np.ndarray) -> np.ndarray:
     """Returns `bool [rows]`, True where all of a row is finite.
 
@@ -147,8 +160,13 @@ def finite(x: np.ndarray) -> np.ndarray:
     array([ True, False])
     """
     rows = np.empty(len(x), bool)
-    for part in chunks(x):
-        values = np.isfinite(x[part])
+    exponent = EXPONENTS.get(x.dtype.name)
+    for part in chunks(x, CACHE_BYTES):
+        if exponent is None:
+            values = np.isfinite(x[part])
+        else:
+            # NumPy would widen what is narrow, number by number.
+            values = (x[part].view(np.uint16) & exponent) != exponent
         rows[part] = values.reshape(len(values), -1).all(axis=1)
     return rows
 

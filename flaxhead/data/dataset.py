@@ -113,34 +113,11 @@ def load_split(
             f"{', '.join(found)}{checks.nearest(split, found)}"
         )
     _settings(config)
-    raw = reader.read(found[split], config, True)
+    raw = reader.read(found[split], config)
     files, _ = _settle({split: raw}, class_names, task)
     values, extra = labels.rename(files[split], class_names, raw.where)
     data = _embeddings(raw, values, views=config.views)
     return _leave_out(data, raw.where, extra, config)[0]._replace(views=None)
-
-
-def load_inputs(path: str, *, config: DataConfig | None = None) -> Embeddings:
-    """Reads embeddings to predict: an npz, npy, safetensors or Parquet file.
-
-    Labels are not needed and not read: all rows come back as unlabelled. The mask and
-    the ids are read where the file has them.
-
-    Raises:
-      ValueError: for anything in the embeddings that a head could not use.
-
-    >>> import tempfile, os
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     path = os.path.join(folder, "new.npy")
-    ...     np.save(path, np.ones((3, 8), np.float16))
-    ...     load_inputs(path).labels
-    array([-1, -1, -1], dtype=int32)
-    """
-    config = config or DataConfig()
-    _settings(config)
-    raw = sources.read_file(path, config)
-    data = _embeddings(raw._replace(weights=None, groups=None), None)
-    return take(data, _finite(data, raw.where, config))
 
 
 def _load(
@@ -152,7 +129,7 @@ def _load(
             f"{config.source}: there is no split 'train' among {', '.join(found)}, "
             f"expected one{checks.nearest('train', found)}"
         )
-    raws = {s: reader.read(found[s], config, True) for s in SPLITS if s in found}
+    raws = {s: reader.read(found[s], config) for s in SPLITS if s in found}
     data = _compose(raws, config=config, class_names=class_names, task=task)
     others = sorted(set(found) - set(SPLITS))
     return data._replace(notes={**data.notes, "other_splits": others})

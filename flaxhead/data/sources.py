@@ -1,8 +1,8 @@
 """Where embeddings come from: `kind:location` -> one `Raw` a split.
 
 A source is a pair of functions: `find(location)` tells the splits that are there
-without reading them, `read(handle, config, labelled)` reads one. `SOURCES` is the table
-of them. Nothing is ever unpickled.
+without reading them, `read(handle, config)` reads one. `SOURCES` is the table of them.
+Nothing is ever unpickled.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ class Source(NamedTuple):
 
     Attributes:
       find: `(location) -> {name of split: handle}`.
-      read: `(handle, config, labelled) -> Raw`; not labelled: labels are not needed.
+      read: `(handle, config) -> Raw`.
     """
 
     find: Callable[[str], dict[str, Any]]
-    read: Callable[[Any, DataConfig, bool], Raw]
+    read: Callable[[Any, DataConfig], Raw]
 
 
 def find(source: str) -> tuple[Source, dict[str, Any]]:
@@ -81,7 +81,7 @@ def _files(suffix: str) -> Callable[[str], dict[str, Any]]:
     return find_files
 
 
-def read_npz(path: AnyPath, config: DataConfig, labelled: bool) -> Raw:
+def read_npz(path: AnyPath, config: DataConfig) -> Raw:
     """Reads `embeddings`, `labels` and the optional fields of one npz file."""
     del config
     with fetched(path) as file, checks.parsing(path, "an npz file"):
@@ -93,8 +93,7 @@ def read_npz(path: AnyPath, config: DataConfig, labelled: bool) -> Raw:
         if "embeddings" not in stored.files:
             raise ValueError(f"{path}: there is no field 'embeddings', expected one")
         fields = {}
-        wanted = FIELDS if labelled else ("embeddings", "mask", "ids")
-        for name in set(stored.files).intersection(wanted):
+        for name in stored.files:
             with checks.parsing(
                 path, f"an npz file (field {name!r}; text needs dtype=str)"
             ):
@@ -113,8 +112,8 @@ def _find_npy(location: str) -> dict[str, Any]:
     return found
 
 
-def _read_npy(paths: dict[str, AnyPath], config: DataConfig, labelled: bool) -> Raw:
-    del config, labelled
+def _read_npy(paths: dict[str, AnyPath], config: DataConfig) -> Raw:
+    del config
     first = next(iter(paths.values()))
     if "embeddings" not in paths:
         raise ValueError(
@@ -136,8 +135,8 @@ def _read_npy(paths: dict[str, AnyPath], config: DataConfig, labelled: bool) -> 
     return Raw(**fields, where=where)
 
 
-def _read_safetensors(path: AnyPath, config: DataConfig, labelled: bool) -> Raw:
-    del config, labelled
+def _read_safetensors(path: AnyPath, config: DataConfig) -> Raw:
+    del config
     from safetensors import safe_open
 
     with (
@@ -163,8 +162,8 @@ def _find_sklearn(location: str) -> dict[str, Any]:
     return {"train": location}
 
 
-def _read_sklearn(name: str, config: DataConfig, labelled: bool) -> Raw:
-    del config, labelled
+def _read_sklearn(name: str, config: DataConfig) -> Raw:
+    del config
     import sklearn.datasets
 
     tokens = name == "digits_rows"  # Each image as 8 tokens, its rows of 8 pixels.
@@ -175,15 +174,6 @@ def _read_sklearn(name: str, config: DataConfig, labelled: bool) -> Raw:
         class_names=stored.target_names,
         where=f"sklearn:{name}",
     )
-
-
-def read_file(path: str, config: DataConfig) -> Raw:
-    """Reads one file of embeddings, labels or not, by its suffix."""
-    file = to_path(path).expanduser()
-    checks.choice(f"{path}: the suffix", file.suffix, tuple(INPUTS))
-    if not file.is_file():
-        raise ValueError(f"{path}: there is no such file, expected embeddings")
-    return INPUTS[file.suffix](file, config)
 
 
 SOURCES = {
@@ -204,11 +194,4 @@ LAYOUTS = {
     "safetensors": "train.safetensors",
     "parquet": "train.parquet or a folder train of them",
     "tfds": "a prepared dataset",
-}
-
-INPUTS: dict[str, Callable[[AnyPath, DataConfig], Raw]] = {
-    ".npz": lambda path, config: read_npz(path, config, False),
-    ".npy": lambda path, config: _read_npy({"embeddings": path}, config, False),
-    ".safetensors": lambda path, config: _read_safetensors(path, config, False),
-    ".parquet": lambda path, config: tables.read_parquet([path], config, False),
 }

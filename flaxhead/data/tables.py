@@ -9,9 +9,9 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -92,7 +92,7 @@ def find_parquet(path: AnyPath) -> dict[str, list[AnyPath]]:
     return found
 
 
-def read_parquet(paths: list[AnyPath], config: DataConfig, labelled: bool) -> Raw:
+def read_parquet(paths: list[AnyPath], config: DataConfig) -> Raw:
     """Reads the Parquet files of one split as one table.
 
     Embeddings are a column of lists (of lists, for tokens) or columns `f0`, `f1`, ...
@@ -104,6 +104,91 @@ def read_parquet(paths: list[AnyPath], config: DataConfig, labelled: bool) -> Ra
     where = str(paths[0]) + (f" and {len(paths) - 1} more" if len(paths) > 1 else "")
     with checks.parsing(paths[0], "a Parquet file"), paths[0].open("rb") as stored:
         schema = pq.read_schema(stored)
+    chosen = _choose(schema, config, True, where)
+    parts = []
+    for path in paths:
+        what = f"a Parquet file with columns {', '.join(chosen.names)}"
+        with fetched(path) as file, checks.parsing(path, what):
+            parts.append(pq.read_table(file, columns=chosen.names))
+    with checks.parsing(paths[-1], f"a table of the same columns as {paths[0].name}"):
+        table = pa.concat_tables(parts).combine_chunks()
+    with checks.parsing(paths[0], "a Parquet file (class names are JSON metadata)"):
+        class_names = _class_names(schema, chosen.labels)
+    return Raw(
+        **_decode(table, chosen, where),
+        class_names=class_names,
+        where=where,
+        ignored=tuple(name for name in schema.names if name not in chosen.names),
+    )
+
+
+class Rows(NamedTuple):
+    """The rows of a file, to be read piece by piece.
+
+    Attributes:
+      rows: how many there are.
+      read: `(first, size) -> iterator of Raw` from row `first` on, of `size` rows at
+        most.
+    """
+
+    rows: int
+    read: Callable[[int, int], Iterator[Raw]]
+
+
+def open_parquet(path: Path, config: DataConfig) -> Rows:
+    """Looks at a Parquet file; its labels will not be read."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with checks.parsing(path, "a Parquet file"), pq.ParquetFile(path) as file:
+        schema, metadata = file.schema_arrow, file.metadata
+        sizes = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
+    chosen = _choose(schema, config, False, str(path))
+
+    def read(first: int, size: int) -> Iterator[Raw]:
+        group = 0
+        while group < len(sizes) and first >= sizes[group]:
+            first -= sizes[group]
+            group += 1
+        # A buffer: a group of rows may be as large as the file.
+        with pq.ParquetFile(path, buffer_size=checks.CHUNK_BYTES) as file:
+            batches = file.iter_batches(
+                size,
+                row_groups=list(range(group, len(sizes))),
+                columns=chosen.names,
+            )
+            while True:
+                with checks.parsing(path, "a Parquet file"):
+                    batch = next(batches, None)
+                if batch is None:
+                    return
+                skipped, first = min(first, len(batch)), max(0, first - len(batch))
+                if skipped < len(batch):
+                    table = pa.Table.from_batches([batch.slice(skipped)])
+                    yield Raw(**_decode(table, chosen, str(path)), where=str(path))
+
+    return Rows(sum(sizes), read)
+
+
+class _Columns(NamedTuple):
+    """The columns of a table that are read.
+
+    Attributes:
+      names: all of them.
+      embeddings: one column of lists, or a column a feature.
+      numbered: whether it is a column a feature.
+      labels: their column, or None.
+      used: `{field: column}` of the others.
+    """
+
+    names: list[str]
+    embeddings: list[str]
+    numbered: bool
+    labels: str | None
+    used: dict[str, str]
+
+
+def _choose(schema: Any, config: DataConfig, labelled: bool, where: str) -> _Columns:
     numbered = [name for name in schema.names if COLUMN.fullmatch(name)]
     if "f0" not in numbered:
         numbered = []
@@ -131,29 +216,18 @@ def read_parquet(paths: list[AnyPath], config: DataConfig, labelled: bool) -> Ra
         labels = pick("labels", config.labels_field, schema.names, fitting, where)
     wanted = [embeddings] if embeddings else _in_order(numbered, where)
     columns = [*wanted, *([labels] if labels else []), *used.values()]
+    return _Columns(columns, wanted, not embeddings, labels, used)
 
-    parts = []
-    for path in paths:
-        what = f"a Parquet file with columns {', '.join(columns)}"
-        with fetched(path) as file, checks.parsing(path, what):
-            parts.append(pq.read_table(file, columns=columns))
-    with checks.parsing(paths[-1], f"a table of the same columns as {paths[0].name}"):
-        table = pa.concat_tables(parts).combine_chunks()
 
-    if embeddings:
-        x = _lists(table[embeddings], embeddings, where)
+def _decode(table: Any, chosen: _Columns, where: str) -> dict[str, Any]:
+    """Returns the arrays of a table, or of a piece of one."""
+    if chosen.numbered:
+        x = np.stack([_scalars(table[name]) for name in chosen.embeddings], axis=1)
     else:
-        x = np.stack([_scalars(table[name]) for name in wanted], axis=1)
-    with checks.parsing(paths[0], "a Parquet file (class names are JSON metadata)"):
-        class_names = _class_names(schema, labels)
-    return Raw(
-        embeddings=x,
-        labels=_lists(table[labels], labels, where) if labels else None,
-        **{field: _lists(table[name], name, where) for field, name in used.items()},
-        class_names=class_names,
-        where=where,
-        ignored=tuple(name for name in schema.names if name not in columns),
-    )
+        x = _lists(table[chosen.embeddings[0]], chosen.embeddings[0], where)
+    columns = {**chosen.used, **({"labels": chosen.labels} if chosen.labels else {})}
+    others = {f: _lists(table[name], name, where) for f, name in columns.items()}
+    return {"embeddings": x, **others}
 
 
 def _is_list(kind: Any) -> bool:
@@ -280,9 +354,8 @@ def find_tfds(location: str) -> dict[str, Any]:
     return {str(split): (builder, str(split)) for split in builder.info.splits}
 
 
-def read_tfds(handle: tuple[Any, str], config: DataConfig, labelled: bool) -> Raw:
+def read_tfds(handle: tuple[Any, str], config: DataConfig) -> Raw:
     """Reads the embeddings, labels and optional fields of one split of a TFDS set."""
-    del labelled
     import tensorflow_datasets as tfds
 
     builder, split = handle
