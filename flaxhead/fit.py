@@ -86,7 +86,7 @@ def train(
         data: Batch, weights: Array, hyperparameters: Hyperparameters, key: Array
     ) -> Params:
         learner = make_learner(hyperparameters)
-        count = data.labels.shape[0]
+        count = data.weights.shape[0]
         size = min(batch_size, count)
         state_key, order_key = jax.random.split(key)
         if unlabelled:

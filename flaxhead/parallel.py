@@ -16,12 +16,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from flaxhead.base import (
     Array,
     Batch,
     Head,
     Hyperparameters,
+    Info,
     Learner,
     Params,
     PyTree,
@@ -32,6 +34,7 @@ from flaxhead.objectives.rows import labelled
 from flaxhead.sampling import batch_rows, labelled_first, mixed_rows
 
 AXIS = "devices"
+CLASSES = "classes"
 # The pass cuts each short sum of a softmax into a tree of windows, for digits that the
 # sum over a batch doesn't need: 0.8 instead of 0.5 ms for 32 heads on a CPU.
 _TRAIN_OPTIONS = {"xla_disable_hlo_passes": "tree_reduction_rewriter"}
@@ -392,6 +395,124 @@ class Shares:
             return host[(slice(None),) * axis + (slice(rows),)]
 
         return jax.tree.map(fetch, tree)
+
+
+# Heads whose classes are split over devices (`flaxhead.large`). Their arrays are whole
+# ones to the host, a part of which is on each device; the rest is on all of them.
+
+
+def split_classes(learn: Learner, *, devices: int = 0) -> Learner:
+    """Splits a head's last layer, its gradient and its optimiser's state by class.
+
+    All devices see the same batch, and each multiplies it with its own classes.
+
+    Args:
+      learn: of an objective that adds up over the device axis `CLASSES`, such as
+        `flaxhead.large.tiled_supervised`; its optimiser goes entry by entry (SGD, Adam,
+        AdamW, Lion), and doesn't clip by a norm of all entries.
+      devices: how many local devices to use; 0: all.
+
+    Returns:
+      A learner whose state has the last axis of what is below `output` split, with
+      columns added so that it divides: give the loss the number of `classes`, and
+      `cut_classes` takes them off. Call both functions under `jax.jit`.
+
+    Raises:
+      ValueError: more devices are asked for than there are.
+
+    >>> from functools import partial
+    >>> import optax
+    >>> from flaxhead import large
+    >>> from flaxhead.heads import linear
+    >>> from flaxhead.step import learner
+    >>> loss = partial(large.tiled_cross_entropy, axis=CLASSES, classes=5)
+    >>> objective = large.tiled_supervised(loss)
+    >>> learn = split_classes(learner(linear(5), objective, optax.sgd(1.0)))
+    >>> rows = jnp.arange(5)
+    >>> batch = Batch(jnp.eye(5), rows, jnp.ones(5), rows)
+    >>> state = jax.jit(learn.init)(jax.random.key(0), batch)
+    >>> state, info = jax.jit(learn.step)(state, batch)
+    >>> top = over_classes(
+    ...     lambda params, x: large.tiled_top_k(
+    ...         large.last_layer(params), x, 1, axis=CLASSES, classes=5
+    ...     )[1]
+    ... )
+    >>> jax.jit(top)(state.params, batch.x).ravel().tolist()
+    [0, 1, 2, 3, 4]
+    >>> cut_classes(state.params, 5)["output"]["kernel"].shape
+    (5, 5)
+    """
+    mesh = _class_mesh(devices)
+
+    def init(key: Array, batch: Batch) -> State:
+        def place(leaf: Array, spec: PartitionSpec) -> Array:
+            if CLASSES in spec:
+                more = -leaf.shape[-1] % mesh.size
+                leaf = jnp.pad(leaf, [(0, 0)] * (leaf.ndim - 1) + [(0, more)])
+            return jax.lax.with_sharding_constraint(leaf, NamedSharding(mesh, spec))
+
+        state = learn.init(key, batch)
+        return jax.tree.map(place, state, _class_specs(state))
+
+    def step(state: State, batch: Batch) -> tuple[State, Info]:
+        specs = _class_specs(state)
+        return jax.shard_map(
+            learn.step,
+            mesh=mesh,
+            in_specs=(specs, PartitionSpec()),
+            out_specs=(specs, PartitionSpec()),
+        )(state, batch)
+
+    return Learner(init, step)
+
+
+def over_classes(function: Callable[..., Any], *, devices: int = 0) -> Any:
+    """Runs a function of parameters that are split by class.
+
+    Args:
+      function: `(params, *arguments) -> result`, of one device's part of the classes,
+        with `CLASSES` as the device axis; the result is the same on all of them.
+      devices: as for `split_classes`.
+
+    Returns:
+      `(params, *arguments) -> result`, of the parameters of a state of `split_classes`;
+      call it under `jax.jit`.
+    """
+    mesh = _class_mesh(devices)
+
+    def run(params: Params, *arguments: Any) -> Any:
+        return jax.shard_map(
+            function,
+            mesh=mesh,
+            in_specs=(_class_specs(params), *[PartitionSpec()] * len(arguments)),
+            out_specs=PartitionSpec(),
+        )(params, *arguments)
+
+    return run
+
+
+def cut_classes(tree: PyTree, classes: int) -> PyTree:
+    """Takes off the columns that `split_classes` added, of parameters or of a state."""
+
+    def cut(leaf: Array, spec: PartitionSpec) -> Array:
+        return leaf[..., :classes] if CLASSES in spec else leaf
+
+    return jax.tree.map(cut, tree, _class_specs(tree))
+
+
+def _class_mesh(devices: int) -> Mesh:
+    return Mesh(np.array(choose_devices(devices)), (CLASSES,))
+
+
+def _class_specs(tree: PyTree) -> PyTree:
+    """Which axis of each leaf is split: the last one of what is below `output`."""
+
+    def spec(path: tuple[Any, ...], leaf: Any) -> PartitionSpec:
+        if any(getattr(part, "key", None) == "output" for part in path):
+            return PartitionSpec(*[None] * (leaf.ndim - 1), CLASSES)
+        return PartitionSpec()
+
+    return jax.tree_util.tree_map_with_path(spec, tree)
 
 
 # The program of one device. Every leaf of `progress` and `settings` has a leading axis

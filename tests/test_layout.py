@@ -15,6 +15,7 @@ ORDER = (
     "heads",
     "losses",
     "objectives",
+    "large",
     "optim",
     "sampling",
     "step",
