@@ -211,6 +211,8 @@ def tiled_cross_entropy(
     """
     numbers, shares = _entries(labels)
     _check(layer, x, tile, numbers)
+    if margin is not None and (layer.scale is None or layer.bias is not None):
+        raise ValueError("margin is for cosines: expected a scale, and no bias")
     if isinstance(label_smoothing, int | float) and not 0 <= label_smoothing <= 1:
         raise ValueError(
             f"label_smoothing is {label_smoothing}: expected one in [0, 1]"
@@ -243,11 +245,8 @@ def tiled_cross_entropy(
 
     logits = at_label
     if margin is not None:
-        if layer.scale is None or layer.bias is not None:
-            raise ValueError(
-                "margin is for a layer of cosines: expected scale, and no bias"
-            )
-        logits = layer.scale * margin(at_label / layer.scale)
+        scale: Any = layer.scale
+        logits = scale * margin(at_label / scale)
     logits = jnp.where(there, logits, 0)
     every = jnp.concatenate([rest[:, None], jnp.where(there, logits, -jnp.inf)], axis=1)
     normalizer = jax.nn.logsumexp(every, axis=1)
