@@ -7,6 +7,7 @@ import inspect
 import itertools
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -25,6 +26,7 @@ from flaxhead.ensembles import (
     soups,
 )
 from flaxhead.fit import seeds, train
+from flaxhead.large import tiled_cross_entropy, tiled_supervised
 from flaxhead.metrics import METRICS, Output
 from flaxhead.noisy_labels import co_teaching, prune, twins
 from flaxhead.objectives import (
@@ -63,6 +65,8 @@ SOLVED = {
 """Heads that are solved and not trained -> the settings that they sweep."""
 SIMPLICITY = ("nearest_mean", "lda", "ridge", "logistic", "linear", "cosine", "knn")
 """The simpler head first; what is not named here comes last."""
+TILED = ("linear", "cosine")
+"""Heads whose logits can be made a tile of classes at a time."""
 MULTILABEL = ("ridge", "logistic", "linear", "cosine", "mlp")
 """Heads that know several labels a row."""
 SHARED = frozenset(SOLVED) - {"semi_supervised"}
@@ -118,6 +122,7 @@ def check(config: Config) -> None:
     _one_of("loss.name", config.loss.name, ("auto", *losses.LOSSES))
     _within("loss.label_smoothing", config.loss.label_smoothing, 0, 1)
     _check_loss(config)
+    _check_tile(config)
     if isinstance(config.loss.class_weights, str):
         _one_of("loss.class_weights", config.loss.class_weights, CLASS_WEIGHTS)
     else:
@@ -195,6 +200,11 @@ def output(config: Config, task: str) -> Output:
         raise ValueError(
             f"loss.logit_adjustment is {config.loss.logit_adjustment}, which is for "
             f"classes that exclude each other, and loss.name is {name!r}; set it to 0"
+        )
+    if kind == "sigmoid" and config.loss.tile:
+        raise ValueError(
+            f"loss.tile is {config.loss.tile}, which is for classes that exclude each "
+            f"other, and the loss is {name!r}; set it to 0"
         )
     several = [
         f"heads.{number}.{setting}"
@@ -646,11 +656,12 @@ def make_learner(
         )
 
     made_head = made(head)
+    smoothing = hyperparameters.get("label_smoothing", 0.0)
     loss = make_loss(
         config,
         task=task,
         class_weights=class_weights,
-        label_smoothing=hyperparameters.get("label_smoothing", 0.0),
+        label_smoothing=smoothing,
         logit_adjustment=hyperparameters.get("logit_adjustment", 0.0),
         class_counts=class_counts,
     )
@@ -667,6 +678,16 @@ def make_learner(
         clip_norm=config.optimizer.clip_norm,
     )
     objective = supervised(made_head, loss)
+    if config.loss.tile:
+        tiled = partial(
+            tiled_cross_entropy,
+            label_smoothing=smoothing,
+            class_weights=class_weights,
+            tile=config.loss.tile,
+        )
+        objective = tiled_supervised(
+            tiled, features=features(head, statistics), scale=head.scale
+        )
     if head.co_teaching:
         objective = co_teaching(
             made(dataclasses.replace(head, co_teaching=())),
@@ -965,6 +986,32 @@ def _check_loss(config: Config) -> None:
             "and not trained with this loss; use 'linear', or move the bias of a head "
             "with flaxhead.priors.with_prior"
         )
+
+
+def _check_tile(config: Config) -> None:
+    loss = config.loss
+    _at_least("loss.tile", loss.tile, 0)
+    unfit = {
+        f"loss.name is {loss.name!r}": loss.name
+        not in ("auto", "softmax_cross_entropy"),
+        f"loss.logit_adjustment is {loss.logit_adjustment}": any(loss.logit_adjustment),
+        f"consistency.method is {config.consistency.method!r}": (
+            config.consistency.method != "none"
+        ),
+    }
+    for number, head in enumerate(config.heads):
+        where = f"heads.{number}"
+        unfit[f"{where}.name is {head.name!r}"] = head.name not in TILED
+        unfit[f"{where}.pool is {head.pool!r}"] = head.pool in LEARNED_POOLINGS
+        for name in ("dropout", "graph", "distill", "prune", "co_teaching"):
+            value = getattr(head, name)
+            unfit[f"{where}.{name} is {value}"] = bool(np.any(value))
+    for what, is_so in unfit.items():
+        if loss.tile and is_so:
+            raise ValueError(
+                f"loss.tile is {loss.tile}, which is for {' and '.join(TILED)} heads "
+                f"trained by the cross-entropy alone, and {what}; set loss.tile to 0"
+            )
 
 
 def _check_folds(config: Config) -> None:

@@ -158,6 +158,9 @@ class LossConfig:
     cross-entropy of its task."""
     label_smoothing: tuple[float, ...] = (0.0,)
     """Label smoothing values to try."""
+    tile: int = 0
+    """Classes at a time in the loss, so that not all logits of a batch are held, where
+    classes are very many (`linear`, `cosine`, by `softmax_cross_entropy`); 0: all."""
     focal_gamma: float = 2.0
     """Exponent of the focal losses."""
     generalized_q: float = 0.7

@@ -12,7 +12,9 @@ import pytest
 from jax.sharding import PartitionSpec
 from scipy.special import log_softmax, softmax
 
+from flaxhead import build
 from flaxhead.base import Batch
+from flaxhead.config import Config, HeadConfig, LossConfig
 from flaxhead.heads import linear
 from flaxhead.large import (
     LastLayer,
@@ -318,3 +320,52 @@ def test_other_heads_and_too_many_of_the_top_are_refused():
         last_layer({"hidden": {}, "output": {"kernel": KERNEL}})
     with pytest.raises(ValueError, match="k is 22"):
         tiled_top_k(LAYERS["linear"], X, 22)
+
+
+def test_a_run_with_tiles_learns_what_it_learns_without():
+    found = []
+    for tile in (0, TILE):
+        config = Config(loss=LossConfig(tile=tile))
+        learn = build.make_learner(
+            config,
+            HeadConfig("cosine", normalization="standardize"),
+            task="multiclass",
+            classes=COUNT,
+            steps=2,
+            class_weights=np.asarray(CLASS_WEIGHTS),
+            hyperparameters={
+                "learning_rate": np.float32(0.1),
+                "label_smoothing": np.float32(0.1),
+            },
+            statistics=(X.mean(axis=0), X.std(axis=0)),
+            axis=None,
+        )
+        batch = Batch(X, HARD, WEIGHTS, np.arange(ROWS))
+
+        @jax.jit
+        def run(batch, learn=learn):
+            state, info = learn.step(learn.init(jax.random.key(0), batch), batch)
+            return state.params, info
+
+        found.append(jax.tree.leaves(run(batch)))
+    for one, other in zip(*found, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("message", "head", "loss"),
+    [
+        ("heads.0.name is 'mlp'", {"name": "mlp"}, {}),
+        ("heads.0.dropout is", {"dropout": (0.0, 0.1)}, {}),
+        ("heads.0.graph is True", {"graph": True}, {}),
+        ("loss.name is 'ldam'", {}, {"name": "ldam"}),
+        ("loss.logit_adjustment is", {}, {"logit_adjustment": (1.0,)}),
+        ("loss.tile is -1", {}, {"tile": -1}),
+    ],
+)
+def test_settings_that_hold_all_logits_are_refused_with_tiles(message, head, loss):
+    config = Config(heads=(HeadConfig(**head),), loss=LossConfig(**{"tile": 8, **loss}))
+    with pytest.raises(ValueError, match=message):
+        build.check(config)
+    with pytest.raises(ValueError, match="exclude each other"):
+        build.output(Config(loss=LossConfig(tile=8)), "multilabel")
