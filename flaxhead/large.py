@@ -206,11 +206,12 @@ def tiled_cross_entropy(
       ValueError: if shapes, or settings, don't fit together.
 
     >>> layer = LastLayer(jnp.zeros([3, 1000]), jnp.zeros(1000))
-    >>> tiled_cross_entropy(layer, jnp.ones([2, 3]), jnp.array([7, -1]), tile=300)
+    >>> loss = jax.jit(partial(tiled_cross_entropy, tile=300))
+    >>> loss(layer, jnp.ones([2, 3]), jnp.array([7, -1]))  # log(1000)
     Array([6.9077554, 0.       ], dtype=float32)
     """
-    numbers, shares = _entries(labels)
-    _check(layer, x, tile, numbers)
+    _check(layer, x, tile)
+    numbers, shares = _entries(labels, x.shape[0])
     if margin is not None and (layer.scale is None or layer.bias is not None):
         raise ValueError("margin is for cosines: expected a scale, and no bias")
     if isinstance(label_smoothing, int | float) and not 0 <= label_smoothing <= 1:
@@ -351,7 +352,7 @@ def tiled_supervised(
     >>> batch = Batch(x, jnp.array([7, 8, -1]), jnp.ones(3), rows)
     >>> objective = tiled_supervised(partial(tiled_cross_entropy, tile=300))
     >>> params = head.init(jax.random.key(0), x)
-    >>> sums, memory = objective.apply(params, (), batch, jax.random.key(1))
+    >>> sums, memory = jax.jit(objective.apply)(params, (), batch, jax.random.key(1))
     >>> float(sums["supervised"].count)
     2.0
     """
@@ -363,7 +364,7 @@ def tiled_supervised(
     def apply(
         params: Params, memory: PyTree, batch: Batch, key: Array
     ) -> tuple[dict[str, Sums], PyTree]:
-        numbers, shares = _entries(batch.labels)
+        numbers, shares = _entries(batch.labels, batch.weights.shape[0])
         present = jnp.any((numbers >= 0) & (shares > 0), axis=1) & (batch.weights > 0)
         losses = loss(
             last_layer(params, scale=scale),
@@ -558,12 +559,21 @@ def _count(live: Array, axis: str | None) -> Array:
     return count if axis is None else lax.psum(count, axis)
 
 
-def _entries(labels: Array | TopLabels) -> tuple[Array, Array]:
+def _entries(labels: Array | TopLabels, rows: int) -> tuple[Array, Array]:
     """Class numbers `[rows, k]`, no two equal in a row, and their probabilities."""
     if not isinstance(labels, TopLabels):
-        numbers = labels[:, None]
-        return numbers, jnp.ones(numbers.shape)
+        if labels.shape != (rows,) or not jnp.issubdtype(labels.dtype, jnp.integer):
+            raise ValueError(
+                f"labels is {labels.dtype} {labels.shape}: expected class numbers, int "
+                f"({rows},), or TopLabels, as an entry a class would not fit"
+            )
+        return labels[:, None], jnp.ones((rows, 1))
     numbers, shares = labels
+    if numbers.shape != shares.shape or numbers.shape[:1] != (rows,):
+        raise ValueError(
+            f"labels is TopLabels of {numbers.shape} and {shares.shape}: expected both "
+            f"to be [{rows}, k]"
+        )
     shares = jnp.where((numbers >= 0) & (shares > 0), shares, 0)
     same = numbers[:, :, None] == numbers[:, None, :]
     earlier = jnp.tril(jnp.ones(same.shape[1:], bool), -1)
@@ -604,7 +614,7 @@ def _largest(values: Array, numbers: Array, k: int) -> tuple[Array, Array]:
     return values, jnp.take_along_axis(numbers, places, axis=1)
 
 
-def _check(layer: LastLayer, x: Array, tile: int, numbers: Array | None = None) -> None:
+def _check(layer: LastLayer, x: Array, tile: int) -> None:
     dim, classes = layer.kernel.shape
     if x.ndim != 2 or x.shape[1] != dim:
         raise ValueError(f"x is {x.shape}: expected features [rows, {dim}]")
@@ -612,11 +622,3 @@ def _check(layer: LastLayer, x: Array, tile: int, numbers: Array | None = None) 
         raise ValueError(f"bias is {layer.bias.shape}: expected [{classes}]")
     if tile < 1:
         raise ValueError(f"tile is {tile}: expected 1 or more classes")
-    integer = numbers is None or jnp.issubdtype(numbers.dtype, jnp.integer)
-    if numbers is not None and (
-        numbers.ndim != 2 or len(numbers) != len(x) or not integer
-    ):
-        raise ValueError(
-            f"labels is {numbers.dtype} {numbers.shape}: expected class numbers, int "
-            f"[{len(x)}], or TopLabels of as many rows"
-        )

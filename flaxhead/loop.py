@@ -229,6 +229,11 @@ def _plan(config: Config, data: Dataset) -> _Plan:
             f"data.views={several}; expected the same"
         )
     output = build.output(config, data.task)
+    if config.loss.tile and data.train.labels.ndim != 1:
+        raise ValueError(
+            f"loss.tile is {config.loss.tile}, which is for labels of one class, and "
+            "the data has shares of several classes; set it to 0"
+        )
     metric = config.selection.metric
     if metric == "auto":
         metric = "average_precision" if data.task == "multilabel" else "accuracy"
