@@ -31,8 +31,6 @@ from flaxhead.objectives import supervised
 from flaxhead.parallel import CLASSES, cut_classes, split_classes
 from flaxhead.step import learner
 
-pytestmark = pytest.mark.usefixtures("compile_quickly")
-
 ROWS, DIM, COUNT, TILE = 7, 5, 21, 8  # the last tile is 5 of 8, the last device 0 of 3
 DRAW = np.random.default_rng(0)
 X = jnp.asarray(DRAW.normal(size=(ROWS, DIM)), jnp.float32)
