@@ -21,8 +21,6 @@ from flaxhead.bulk import files, predict
 from flaxhead.loop import Interrupted
 from flaxhead.report.progress import Display
 
-pytestmark = pytest.mark.usefixtures("compile_quickly")
-
 ROOT = Path(__file__).parent.parent
 NAMES = ("ant", "bee, wild", "cat")
 DIM, ROWS, BLOCK = 5, 100, 16

@@ -120,16 +120,22 @@ def test_a_run_in_a_bucket_stops_resumes_and_is_the_local_one(store, folder, tmp
     x = np.load(folder / "train_embeddings.npy")
     np.testing.assert_array_equal(head.logits(x), local.logits(x))
     tables = []
-    for run_folder, data in (
-        (address, "gs://lab-bucket/data"),
-        (tmp_path / "run", folder),
-    ):
-        output = f"{run_folder}/predictions.csv"
-        flags = ["predict", "--head", f"{run_folder}/head", "--output", output]
-        assert cli.main([*flags, "--input", f"{data}/train_embeddings.npy"]) == 0
-        tables.append(paths.to_path(output).read_text())
+    for number, run_folder in enumerate((address, tmp_path / "run")):
+        output = tmp_path / f"{number}.csv"
+        flags = ["predict", "--head", f"{run_folder}/head", f"--output={output}"]
+        assert cli.main([*flags, f"--input={folder}/train_embeddings.npy"]) == 0
+        tables.append(output.read_text())
     assert tables[0] == tables[1]
     assert len(tables[0].splitlines()) == 121
+
+
+@pytest.mark.parametrize("which", ["inputs", "output"])
+def test_bulk_scores_stay_on_the_machine(folder, tmp_path, which):
+    at = {"inputs": folder / "train_embeddings.npy", "output": tmp_path / "scores.npy"}
+    at[which] = f"gs://lab-bucket/{at[which].name}"
+    head = fh.fit(np.eye(4), [0, 0, 1, 1], heads="nearest_mean", folds=2)
+    with pytest.raises(ValueError, match=f"^{which} gs:/.* copy to and from a bucket"):
+        fh.predict_files(head, at["inputs"], at["output"])
 
 
 def test_of_two_that_claim_a_folder_one_gets_it(store):

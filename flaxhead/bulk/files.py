@@ -12,6 +12,7 @@ import csv
 import io
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -123,7 +124,7 @@ def _table(lines: Iterable[Sequence[Any]]) -> bytes:
 def check(output: Path, inputs: Path) -> None:
     """Raises a ValueError for a place where scores can't or shouldn't be written."""
     for name, path in (("inputs", inputs), ("output", output)):
-        if ":/" in str(path):
+        if re.match(r"\w\w+:/", str(path)):
             raise ValueError(
                 f"{name} {path}: expected a file or a folder of this machine; copy to "
                 "and from a bucket with gcloud storage cp"
