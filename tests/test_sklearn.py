@@ -88,7 +88,9 @@ def checks_of_auto():
 
 
 @pytest.mark.parametrize("head", ["nearest_mean", "lda", "ridge", "logistic", "mlp"])
-def test_passes_scikit_learns_checks(head, monkeypatch):
+def test_passes_scikit_learns_checks(head, monkeypatch, request):
+    if head == "mlp":
+        request.getfixturevalue("compile_fully")
     monkeypatch.setenv("SCIPY_ARRAY_API", "1")
     done = check_estimator(HeadClassifier(head), on_fail="raise", on_skip=None)
     assert len(done) > 60
