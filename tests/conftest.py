@@ -46,7 +46,7 @@ def _forget_programs():
 
 @pytest.fixture
 def compile_fully():
-    """For a test that computes for longer than it compiles."""
+    """For a test that computes for longer than it compiles, or is about last bits."""
     jax.config.update("jax_disable_most_optimizations", False)
     yield
     jax.config.update("jax_disable_most_optimizations", True)

@@ -76,6 +76,7 @@ FEATURES = {
 }
 
 
+@pytest.mark.usefixtures("compile_fully")
 @pytest.mark.parametrize("features", FEATURES)
 def test_a_path_of_folds_is_scikit_learns(features):
     """Probabilities and objectives, for every C and lane; a fold lacks a class."""
