@@ -152,6 +152,7 @@ def test_spreading_nowhere_is_the_sources():
     np.testing.assert_array_equal(found, sources)
 
 
+@pytest.mark.usefixtures("compile_fully")  # Its bounds are those of rounding.
 def test_poisson_learning_solves_the_laplacian():
     # Neighbours enough for a single piece, where the solution is one up to a constant.
     x, _, sources = problem()
