@@ -47,6 +47,8 @@ def _forget_programs():
 @pytest.fixture
 def compile_fully():
     """For a test that computes for longer than it compiles, or is about last bits."""
+    jax.clear_caches()  # A program that is there would not be compiled again.
     jax.config.update("jax_disable_most_optimizations", False)
     yield
+    jax.clear_caches()
     jax.config.update("jax_disable_most_optimizations", True)
