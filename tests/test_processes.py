@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import QUICK
 from safetensors.numpy import load_file
 from test_resume import outcome, write_data
 
@@ -61,7 +62,7 @@ def launch(folder, name, workdir, *flags, processes):
             env={
                 **os.environ,
                 "JAX_PLATFORMS": "cpu",
-                "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+                "XLA_FLAGS": f"{QUICK} --xla_force_host_platform_device_count=2",
                 "JAX_COMPILATION_CACHE_DIR": str(folder / "cache"),
                 "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
                 "JAX_NUM_PROCESSES": str(processes),

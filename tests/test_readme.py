@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import QUICK
 from safetensors.numpy import load_file
 
 import flaxhead as fh
@@ -37,7 +38,7 @@ def run_shell(line, folder):
     environment = {
         **os.environ,
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "XLA_FLAGS": "",
+        "XLA_FLAGS": QUICK,
     }
     done = subprocess.run(
         ["bash", "-ec", line],

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import QUICK
 from safetensors.numpy import load_file
 
 ROOT = Path(__file__).parent.parent
@@ -32,8 +33,8 @@ for line in sys.stdin:
     if child == 0:
         os.dup2(tell, 1)
         os.dup2(tell, 2)
-        count = f"--xla_force_host_platform_device_count={order['devices']}"
-        os.environ["XLA_FLAGS"] = count
+        count = f" --xla_force_host_platform_device_count={order['devices']}"
+        os.environ["XLA_FLAGS"] = order["flags"] + count
         try:
             status = train.main(order["arguments"])
         except SystemExit as stop:
@@ -101,6 +102,7 @@ def start(tmp_path_factory):
             "devices": devices,
             "signal": number,
             "delay": delay,
+            "flags": QUICK,
         }
         nursery.stdin.write(json.dumps(order) + "\n")
         nursery.stdin.flush()

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import QUICK
 from sklearn.base import clone
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.datasets import load_wine, make_multilabel_classification
@@ -69,14 +70,13 @@ print(len(done), "checks")
 
 
 # One device, and no threads to compile with: programs of this size take longer with.
-ONE_THREAD = "--xla_cpu_parallel_codegen_split_count=1"
 
 
 @pytest.fixture(scope="module", autouse=True)
 def checks_of_auto():
     process = subprocess.Popen(
         [sys.executable, "-c", CHECKS],
-        env={**os.environ, "SCIPY_ARRAY_API": "1", "XLA_FLAGS": ONE_THREAD},
+        env={**os.environ, "SCIPY_ARRAY_API": "1", "XLA_FLAGS": QUICK},
         cwd=Path(fh.__file__).parent.parent,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
