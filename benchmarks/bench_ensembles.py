@@ -60,6 +60,7 @@ from flaxhead.step import learner
 DATA = Path(os.environ.get("FLAXHEAD_DATA", "data"))
 BATCH, WIDTH, RATE = 256, 256, 1e-3
 MASKED = 0.5  # dropout rate of MC dropout, whose members are masks
+STUDENT = 0.5  # dropout rate of a student: a guess of ten heads is fitted, not a label
 EPOCHS, FEWEST_STEPS, SWEEP_EPOCHS, SWEEP_WIDTH = 30, 300, 15, 64
 FEW = 10  # labels a class
 SHARED = 4  # members of one run
@@ -291,7 +292,10 @@ def bench_distill(options: argparse.Namespace) -> None:
             fit = seeds(labelled, options.members)
             return fit(some(data, index), weights[index], hyperparameters, key)
 
-        student = fitted(one, objective, steps_for(len(data.labels)))
+        masked = mlp(classes, width=WIDTH, dropout=STUDENT, zero_init=False)
+        masked = standardize(masked, *statistics(data.x, data.weights))
+        learned = supervised(masked, softmax_cross_entropy)
+        student = fitted(masked, learned, steps_for(len(data.labels)))
         fits = [teacher] + [
             distill(teacher, whole, student, classes=classes, on=on)
             for on in ("unlabelled", "labelled")
@@ -305,7 +309,7 @@ def bench_distill(options: argparse.Namespace) -> None:
         ]
         for name, head, params in zip(
             ("(the ensemble)", "unlabelled rows", "labelled rows"),
-            (whole, one, one),
+            (whole, masked, masked),
             found,
             strict=True,
         ):
