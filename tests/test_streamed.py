@@ -5,10 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flaxhead import solvers
+from flaxhead import Config, HeadConfig, SelectionConfig, TrainConfig, solvers, streamed
 from flaxhead.base import Batch
 from flaxhead.folds import lane_weights
 from flaxhead.parallel import Shares
+from flaxhead.search import Question, predict, programs, search
 from flaxhead.streamed import fit_stream
 
 ROWS, DIM, CLASSES = 101, 5, 3
@@ -82,21 +83,14 @@ def test_a_path_over_parts_is_the_path(output, labels, devices):
 
 
 ALPHAS = {"alpha": np.array([0.5, 20.0], np.float32)}
-SHRINKAGE = {"shrinkage": np.array([0.0, 0.3], np.float32)}
 RIDGE = {"output": "sigmoid", "class_weights": FACTORS}
 SOLVERS = {
     "ridge": (solvers.ridge, solvers.ridge_passes, RIDGE, ALPHAS),
-    "lda": (solvers.discriminant, solvers.discriminant_passes, {}, SHRINKAGE),
+    "lda": (solvers.discriminant, solvers.discriminant_passes, {}, {}),
     "cosine": (
         solvers.prototypes,
         solvers.prototype_passes,
         {"metric": "cosine"},
-        {},
-    ),
-    "mahalanobis": (
-        solvers.prototypes,
-        solvers.prototype_passes,
-        {"metric": "mahalanobis"},
         {},
     ),
 }
@@ -126,6 +120,53 @@ def test_moments_over_parts_are_moments(name, monkeypatch):
             own = {key: column[place] for key, column in columns.items()}
             expected = fit(data, jnp.asarray(LANES[:, lane]), own, KEY)
             near(jax.tree.map(lambda leaf: leaf[place, lane], params), expected, 1e-4)  # noqa: B023
+
+
+class Lazy:
+    """Embeddings that are read, as those of a file."""
+
+    def __init__(self, x):
+        self._x, self.shape, self.dtype, self.ndim = x, x.shape, x.dtype, x.ndim
+        self.most = 0
+
+    def read(self, first, size):
+        self.most = max(self.most, size)
+        return self._x[first : first + size]
+
+    def __getitem__(self, rows):
+        return self.read(rows.start, rows.stop - rows.start)
+
+
+def scores_of(found):
+    return np.array([one.score for one in found.candidates])
+
+
+def test_a_search_over_parts_is_the_search(monkeypatch):
+    """Its scores, its winner, and what that says of rows without them."""
+    monkeypatch.setattr(streamed, "_PIECE_BYTES", 40 * DIM * 4)
+    config = Config(
+        heads=(
+            HeadConfig("logistic", C=(0.01, 1.0), normalization="standardize"),
+            HeadConfig("lda", shrinkage=(0.0, 0.3)),
+        ),
+        train=TrainConfig(devices=1),
+        selection=SelectionConfig(folds=3, extend=0),
+    )
+    asked = Question(config, CLASSES, "multiclass", "softmax", "nll", None)
+    compiled = programs(asked, rows=ROWS)
+    rows, lazy, fold = batch(LABELS), Lazy(X), (np.arange(ROWS) % 3).astype(np.int32)
+    expected, found = (
+        search(asked, rows._replace(x=x), fold, folds=3, programs=compiled)
+        for x in (X, lazy)
+    )
+    assert lazy.most == 64
+    assert found.selection == expected.selection
+    near(scores_of(found), scores_of(expected), 1e-4)
+    near(found.params, expected.params, 1e-3)
+    near(found.logits(), expected.logits(), 1e-3)
+    near((found.totals, found.counts), (expected.totals, expected.counts), 1e-3)
+    told = predict(found, rows._replace(x=lazy), programs=compiled)
+    near(told, predict(found, rows, programs=compiled), 1e-6)
 
 
 def test_what_is_refused():
