@@ -136,6 +136,7 @@ from flaxhead.priors import (
 )
 from flaxhead.semi_supervised import guard, self_train, vote, with_graph
 from flaxhead.step import learner
+from flaxhead.streamed import fit_stream
 
 __version__ = "0.1.0"
 
@@ -211,6 +212,7 @@ __all__ = [
     "extend_classes",
     "feature_dropout",
     "fit",
+    "fit_stream",
     "fold_linear",
     "from_linen",
     "from_nnx",

@@ -515,6 +515,42 @@ def make_fit(
     return fit
 
 
+def make_passes(
+    head: HeadConfig,
+    *,
+    output: Output,
+    classes: int,
+    class_weights: np.ndarray | None,
+    axis: str | None,
+) -> solvers.Passes | None:
+    """Builds a solver over rows that are read part by part; None: the head has none.
+
+    The passes of `logistic` are those of its path.
+
+    Args:
+      head: its settings.
+      output: `softmax` or `sigmoid`.
+      classes: the number of logits.
+      class_weights: `[classes]`, or None.
+      axis: the device axis over which rows are shared.
+    """
+    if not one_solution(head):
+        return None
+    if head.name == "ridge":
+        return solvers.ridge_passes(
+            classes, output=output, class_weights=class_weights, axis=axis
+        )
+    if head.name == "lda":
+        return solvers.discriminant_passes(classes, axis=axis)
+    if head.name == "nearest_mean":
+        return solvers.prototype_passes(classes, metric=_metric(head), axis=axis)
+    return None
+
+
+def _metric(head: HeadConfig) -> Any:
+    return head.metric
+
+
 def _run(
     config: Config,
     head: HeadConfig,
@@ -543,8 +579,7 @@ def _run(
     if head.name == "lda":
         return solvers.discriminant(classes, axis=axis)
     if head.name == "nearest_mean":
-        metric: Any = head.metric
-        return solvers.prototypes(classes, metric=metric, axis=axis)
+        return solvers.prototypes(classes, metric=_metric(head), axis=axis)
     if head.name == "knn":
         return solvers.neighbours(classes, axis=axis)
 

@@ -12,7 +12,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from typing import Any, NamedTuple
 
@@ -210,16 +210,29 @@ def to_probabilities(logits: Any, output: Output) -> Array:
 def in_batches(function: Callable[[Any], Array], x: Any) -> np.ndarray:
     """Applies a function of rows to any number of them, in batches of one size.
 
-    The last batch is padded and cut, so one compiled program serves any number.
-
     Args:
       function: `(x) -> [rows, ...]`, for example `LoadedHead.logits`.
       x: `[rows, ...]`, or `Tokens`; may be a memory map.
     """
+    return np.concatenate(list(batches(function, x)))
+
+
+def batches(
+    function: Callable[[Any], Array], x: Any, *, most: int = _BATCH
+) -> Iterator[np.ndarray]:
+    """As `in_batches`, what comes of one batch after the other.
+
+    The last batch is padded and cut, so one compiled program serves any number.
+
+    Args:
+      function: as of `in_batches`.
+      x: as of `in_batches`.
+      most: rows of a batch.
+    """
     leaves = jax.tree.leaves(x)
     rows = leaves[0].shape[0]
     row_bytes = sum(math.prod(one.shape[1:]) * one.dtype.itemsize for one in leaves)
-    size = min(_BATCH, max(1, _BATCH_BYTES // max(1, row_bytes)))
+    size = min(most, _BATCH, max(1, _BATCH_BYTES // max(1, row_bytes)))
     compiled = jax.jit(function)
 
     def batch(start: int) -> np.ndarray:
@@ -230,7 +243,7 @@ def in_batches(function: Callable[[Any], Array], x: Any) -> np.ndarray:
 
         return np.asarray(compiled(jax.tree.map(cut, x)))[: rows - start]
 
-    return np.concatenate([batch(start) for start in range(0, max(rows, 1), size)])
+    yield from map(batch, range(0, max(rows, 1), size))
 
 
 def save(path: Location, bundle: Bundle) -> None:

@@ -101,9 +101,9 @@ def run(
             output=question.output,
         )
 
-    held = found.held
+    held, rows = found.held, chosen_by.rows
     scores: dict[str, Any] = {
-        "val": score(found.logits()[held], take(chosen_by.rows, held)),
+        "val": score(found.logits()[held], take(rows._replace(x=()), held)),
         "test": None,
         "test_looks": 0,
         "corrected": corrected(question, found, chosen_by),

@@ -51,6 +51,8 @@ from flaxhead.report.progress import Display, quiet
 from flaxhead.search import Question, head_names, rank
 from flaxhead.selection import Candidate, Selection, grid_edges, select
 
+_LOGITS_KEPT = 2**28  # of all rows of a split, on the host
+_LOGITS_AT_ONCE = 2**22  # where they are more
 _LOG_SECONDS = 5.0  # between two versions of metrics.jsonl in a bucket
 
 
@@ -947,9 +949,15 @@ def _ship(
     trained = bundle.functions(chosen)
 
     def score(data: Embeddings) -> dict[str, Any]:
-        batch = to_batch(data)
+        batch, classes = to_batch(data), len(plan.data.class_names)
+        logits: Any
+        if batch.labels.ndim == 1 and len(batch.labels) * classes > _LOGITS_KEPT:
+            most = max(1, _LOGITS_AT_ONCE // classes)
+            logits = bundle.batches(trained.logits, batch.x, most=most)
+        else:
+            logits = bundle.in_batches(trained.logits, batch.x)
         return evaluate(
-            bundle.in_batches(trained.logits, batch.x),
+            logits,
             batch.labels,
             batch.weights,
             class_names=plan.data.class_names,

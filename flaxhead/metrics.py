@@ -62,6 +62,7 @@ _UNDEFINED = {
 # are enough for its interval, and past this many products there is none.
 _RANKING_SAMPLES = 200
 _RANKING_BUDGET = 2**28
+_CONFUSED = 4096  # classes: the matrix of more would be larger than what it tells of
 _SUM_TOLERANCE = 1e-3  # of the probabilities of a soft label
 _CHUNK = 2**22  # resampled rows at a time: bounds the memory
 
@@ -114,7 +115,9 @@ class _OneLabel(NamedTuple):
     in_top: Any
     nll: Any
     brier: Any
-    probabilities: Any  # [rows, classes]
+    confidence: Any
+    probabilities: Any  # [rows, classes], or None where they were not kept
+    classes: int
 
 
 class _ManyLabels(NamedTuple):
@@ -169,7 +172,9 @@ def _one_label(logits, labels, output: Output) -> _OneLabel:
         in_top=ahead.sum(axis=1) < TOP,
         nll=nll,
         brier=brier,
+        confidence=probabilities.max(axis=1),
         probabilities=probabilities,
+        classes=logits.shape[1],
     )
 
 
@@ -223,9 +228,8 @@ def _add_up(
             "negative": columns(~positive),
         }
     else:
-        confidence = judged.probabilities.max(axis=1)
+        confidence, classes = judged.confidence, judged.classes
         correct = outcome = judged.prediction == judged.label
-        classes = judged.probabilities.shape[1]
         support = histogram(judged.label, 1.0, classes)
         by_task = {
             "top_count": total(1.0),
@@ -555,7 +559,9 @@ def evaluate(
     interval over rows (`docs/metrics.md` says why it is the reflected one).
 
     Args:
-      logits: `[rows, classes]`.
+      logits: `[rows, classes]`; or, where that is more than fits into memory, an
+        iterator over arrays of the next rows each, for labels that are class numbers.
+        The metrics that need a ranking are then undefined.
       labels: as for `score_sums`.
       weights: `[rows]`, 0 or more (0: the row is absent); None for all 1.
       class_names: the name of each class, in the order of the columns.
@@ -569,8 +575,8 @@ def evaluate(
       A dict of `rows` (how many counted); each name of `METRICS`; `NAME_ci`, a list of
       two; `undefined`, the reason for each of these that is None; `per_class`, for each
       class name its `support`, `precision` (None: never predicted) and `recall` (None:
-      no row); and with one label a row `confusion`, a list for each true class of the
-      weight predicted as each class.
+      no row); and with one label a row, of 4,096 classes at most, `confusion`, a list
+      for each true class of the weight predicted as each class.
 
     Raises:
       ValueError: where an argument's shape or values are wrong, or no row counts.
@@ -587,7 +593,8 @@ def evaluate(
     inference; Davison and Hinkley (1997), Bootstrap methods and their application,
     section 5.2.
     """
-    rows = _check(
+    read = _check_parts if isinstance(logits, Iterator) else _check
+    rows = read(
         logits,
         labels,
         weights,
@@ -597,11 +604,18 @@ def evaluate(
     )
     once = rows.weights[None]
     sums = _weigh_rows(rows.judged, once)
-    ranking = _ranking_scores(rows.judged.probabilities, rows.labels, once)
-    scores = {**finish(sums), **ranking}
+    scores, undefined = finish(sums), dict(_UNDEFINED)
+    if rows.judged.probabilities is not None:
+        scores |= _ranking_scores(rows.judged.probabilities, rows.labels, once)
+    else:
+        nothing = {
+            n: np.full(1, np.nan) for n, one in METRICS.items() if not one.from_sums
+        }
+        scores |= nothing
+        undefined |= dict.fromkeys(nothing, "too many rows and classes to rank")
     report: dict[str, Any] = {"rows": len(rows.weights)}
     report |= {name: _number(scores[name][0]) for name in METRICS}
-    undefined = {n: _UNDEFINED[n] for n in METRICS if report[n] is None}
+    undefined = {n: undefined[n] for n in METRICS if report[n] is None}
     if intervals:
         found = _intervals(rows, report, samples=samples, seed=seed)
         report |= {f"{name}_ci": found[name] for name in METRICS}
@@ -618,8 +632,8 @@ def evaluate(
         name: {"support": n, "precision": _number(p), "recall": _number(r)}
         for name, n, p, r in zip(class_names, support, precision, recall, strict=True)
     }
-    if isinstance(rows.judged, _OneLabel):
-        classes = len(class_names)
+    classes = len(class_names)
+    if isinstance(rows.judged, _OneLabel) and classes <= _CONFUSED:
         cell = rows.judged.label * classes + rows.judged.prediction
         table = _histogram(cell, once, classes**2)
         report["confusion"] = _counts(table.reshape(classes, classes))
@@ -705,7 +719,8 @@ def _intervals(
     """A 95 % interval for each metric that is defined, None for the others."""
     drawn = _bootstrap(rows, _sum_scores, samples=samples, seed=seed)
     ranked = min(samples, _RANKING_SAMPLES)
-    if ranked * rows.judged.probabilities.size <= _RANKING_BUDGET:
+    probabilities = rows.judged.probabilities
+    if probabilities is not None and ranked * probabilities.size <= _RANKING_BUDGET:
         drawn |= _bootstrap(rows, _rank_rows, samples=ranked, seed=seed)
     found: dict[str, list[float] | None] = {}
     for name in METRICS:
@@ -746,7 +761,9 @@ def _bootstrap(
     """Scores `[samples]` of rows drawn with replacement: a draw is a weighting."""
     count = len(rows.weights)
     draw = np.random.default_rng(seed)
-    chunk = max(1, _CHUNK // count)
+    # Of many classes there may be more than rows.
+    classes = rows.judged.classes if isinstance(rows.judged, _OneLabel) else 0
+    chunk = max(1, _CHUNK // max(count, classes))
     parts = []
     for start in range(0, samples, chunk):
         drawn = draw.integers(count, size=(min(chunk, samples - start), count))
@@ -773,6 +790,43 @@ def _counts(weights: np.ndarray) -> list:
     """Lists of weights, as integers where all of them are whole."""
     whole = bool((weights == np.round(weights)).all())
     return (weights.astype(int) if whole else weights).tolist()
+
+
+def _check_parts(
+    logits: Iterator[Any], labels: Any, weights: Any, **about: Any
+) -> _Rows:
+    """As `_check`, of logits that come some rows at a time; none are kept."""
+    labels = np.asarray(labels)
+    weights = _check_weights(weights, len(labels))
+    if labels.ndim != 1:
+        raise ValueError(
+            f"labels: expected class numbers [{len(labels)}] for logits that come part "
+            f"by part, got {list(labels.shape)}."
+        )
+    first, parts = 0, []
+    for part in logits:
+        here = slice(first, first + len(part))
+        first = here.stop
+        if np.any((labels[here] >= 0) & (weights[here] > 0)):
+            rows = _check(part, labels[here], weights[here], **about)
+            parts.append(rows._replace(judged=rows.judged._replace(probabilities=None)))
+    if first != len(labels) or not parts:
+        raise ValueError(
+            f"labels: expected one for each of {first} rows of logits, some with a "
+            f"weight above 0, got {len(labels)}."
+        )
+    judged = [rows.judged for rows in parts]
+
+    def join(*fields: Any) -> Any:
+        return (
+            np.concatenate(fields) if isinstance(fields[0], np.ndarray) else fields[0]
+        )
+
+    return _Rows(
+        judged=_OneLabel(*map(join, *judged)),
+        labels=np.concatenate([rows.labels for rows in parts]),
+        weights=np.concatenate([rows.weights for rows in parts]),
+    )
 
 
 def _check(

@@ -7,16 +7,17 @@ number a row and candidate, leave the device.
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flaxhead import build, heads, solvers
+from flaxhead import build, heads, solvers, streamed
 from flaxhead.base import Array, Batch, Params
 from flaxhead.config import Config, DataConfig, HeadConfig
 from flaxhead.data.labels import unlabelled
@@ -35,6 +36,7 @@ from flaxhead.metrics import (
 )
 from flaxhead.parallel import Shares
 from flaxhead.selection import Candidate, Selection, grid_edges, select
+from flaxhead.streamed import padded
 
 Tick = Callable[[int, int, str, str], None]
 """`(done, total, text, unit)`, called between dispatches; it may raise to stop."""
@@ -120,6 +122,7 @@ class Programs(NamedTuple):
       apply: `(params, held) -> logits`.
       path: the pieces of a path of solutions, or None.
       score_path: `(params, lane, held) -> scores`, params `[candidates, lanes, ...]`.
+      streamed: the solver over rows that are read part by part, or None.
     """
 
     name: str
@@ -132,6 +135,7 @@ class Programs(NamedTuple):
     apply: Callable[..., Any]
     path: Any
     score_path: Callable[..., Any]
+    streamed: streamed.Streamed | None
 
 
 class _Scores(NamedTuple):
@@ -158,6 +162,15 @@ class _Pool(NamedTuple):
     lanes: list[_Lane]
     everything: Any  # the weights of a fit on all rows
     stacked: Any  # weights [rows, lanes + 1], the last lane on all rows
+
+
+class _Parts(NamedTuple):
+    """The rows of one search that are read part by part."""
+
+    statistics: tuple[np.ndarray, np.ndarray]
+    fold: np.ndarray
+    size: int  # rows of a part
+    held: int  # rows of a lane that are scored at once
 
 
 class _Evaluated(NamedTuple):
@@ -330,6 +343,15 @@ def _programs(
             class_weights=question.class_weights,
             axis=axis,
         )
+        passes = path.passes
+    else:
+        passes = build.make_passes(
+            head,
+            output=question.output,
+            classes=question.classes,
+            class_weights=question.class_weights,
+            axis=axis,
+        )
     return Programs(
         name,
         head,
@@ -341,6 +363,7 @@ def _programs(
         apply,
         path,
         score_path,
+        None if passes is None else streamed.streamed(passes),
     )
 
 
@@ -412,9 +435,15 @@ def search(
       ValueError: where no candidate can win.
     """
     rows = rows._replace(weights=rows.weights * (fold >= 0).astype(np.float32))
+    read = streamed.stored(rows.x)
     x = scored(question, rows).x
-    mean, std = (np.asarray(one) for one in heads.statistics(x, rows.weights))
-    pools = [_pool(question, one, rows, fold, folds, (mean, std)) for one in programs]
+    mean, std = (
+        streamed.statistics(rows)
+        if read
+        else map(np.asarray, heads.statistics(x, rows.weights))
+    )
+    place = _read_pool if read else _pool
+    pools = [place(question, one, rows, fold, folds, (mean, std)) for one in programs]
     batch = min(question.config.train.batch_size, len(rows.labels))
     grids = [build.grid(question.config, one.config, batch) for one in programs]
     expected = sum(len(grid) for grid in grids)
@@ -439,6 +468,7 @@ def search(
 
         one, pool = programs[number], pools[number]
         evaluate = _evaluate_fits if one.path is None else _evaluate_path
+        evaluate = _evaluate_parts if read else evaluate
         evaluated = evaluate(question, one, pool, grid, rows, progress)
         for place, hyperparameters in enumerate(grid):
             candidates.append(
@@ -576,10 +606,18 @@ def compile_only(
 def predict(found: Found, rows: Batch, *, programs: list[Programs]) -> np.ndarray:
     """Returns the winner's logits `[rows, classes]` of other rows, as `scored`."""
     one = next(one for one in programs if one.config == found.head)
-    placed = _place(one, rows, found.statistics)
     params = one.shares.everywhere(found.params)
-    logits = one.shares.call(one.apply, params, placed)
-    return one.shares.whole(logits, len(rows.labels))
+
+    def logits(rows: Batch, count: int) -> np.ndarray:
+        placed = _place(one, rows, found.statistics)
+        return one.shares.whole(one.shares.call(one.apply, params, placed), count)
+
+    count = len(rows.labels)
+    if not streamed.stored(rows.x):
+        return logits(rows, count)
+    size = streamed.piece_rows(rows.x)
+    parts = streamed.pieces_of(rows, size)()
+    return np.concatenate([logits(part, size) for part in parts])[:count]
 
 
 def scored(question: Question, rows: Batch) -> Batch:
@@ -646,16 +684,27 @@ def _pool(
     return _Pool(data, lanes, everything, shares.rows(weights))
 
 
+def _read_pool(
+    question: Question,
+    one: Programs,
+    rows: Batch,
+    fold: np.ndarray,
+    folds: int,
+    statistics: tuple[np.ndarray, np.ndarray],
+) -> _Pool:
+    """As `_pool`, of rows that are read when they are wanted."""
+    del question
+    assert one.streamed is not None, "build.check refuses the others"
+    size = streamed.piece_rows(rows.x)
+    # A part has about as many rows of each fold.
+    held = min(size, _roomy(math.ceil(1.25 * size / folds)))
+    lanes = [_Lane(None, None, np.flatnonzero(fold == lane)) for lane in range(folds)]
+    weights = lane_weights(fold, folds, refit=True)
+    return _Pool(_Parts(statistics, fold, size, held), lanes, None, weights)
+
+
 def _roomy(rows: int) -> int:
     return -(-rows // 64) * 64
-
-
-def padded(tree: Any, rows: int) -> Any:
-    """Arrays with rows of zeros, and so of weight 0, added up to a number of rows."""
-    return jax.tree.map(
-        lambda leaf: np.pad(leaf, [(0, rows - len(leaf)), *[(0, 0)] * (leaf.ndim - 1)]),
-        tree,
-    )
 
 
 def _evaluate_fits(
@@ -756,11 +805,79 @@ def _evaluate_path(
         held = pool.lanes[lane]
         return shares.whole(shares.call(one.apply, mine, held.held), len(held.numbers))
 
-    told = [
+    return collect.finish(_told(info, len(grid)), params, logits)
+
+
+def _evaluate_parts(
+    question: Question,
+    one: Programs,
+    pool: _Pool,
+    grid: list[dict[str, float]],
+    rows: Batch,
+    progress: Callable[[float], None],
+) -> _Evaluated:
+    """Scores candidates of a solver that sees the rows part by part."""
+    shares, parts = one.shares, pool.data
+    columns, _ = _columns(one.config, grid)
+    pieces = streamed.pieces_of(rows, parts.size)
+    solved, info = streamed.solve(
+        cast(streamed.Streamed, one.streamed),
+        shares,
+        lambda: ((part, streamed.of_rows(pool.stacked, part)) for part in pieces()),
+        shares.everywhere(columns),
+        place=lambda part: (
+            _place(one, part[0], parts.statistics),
+            shares.rows(part[1]),
+        ),
+        progress=progress,
+    )
+    info, solved_here = shares.first(info), shares.first(solved)
+
+    def held_out() -> Iterator[tuple[int, np.ndarray, Any]]:
+        """Of each part the rows of each lane: their numbers, and themselves, placed."""
+        for part in pieces():
+            numbers, there = np.asarray(part.index), np.asarray(part.weights) > 0
+            for lane in range(len(pool.lanes)):
+                mine = np.flatnonzero(there & (parts.fold[numbers] == lane))
+                for first in range(0, len(mine), parts.held):
+                    index = mine[first : first + parts.held]
+                    held = jax.tree.map(lambda leaf, of=index: leaf[of], part)
+                    held = padded(held, parts.held)
+                    yield lane, numbers[index], _place(one, held, parts.statistics)
+
+    collect = _Collect(question, len(grid), rows)
+    for lane, numbers, held in held_out():
+        scores = shares.call(one.score_path, solved, np.int32(lane), held)
+        collect.add(shares, scores, numbers, 0)
+
+    def params(place: int, lane: int) -> Params:
+        return jax.tree.map(lambda leaf: leaf[place, lane], solved_here)
+
+    @functools.lru_cache(maxsize=1)
+    def all_logits(place: int) -> np.ndarray:
+        found = np.zeros((len(rows.labels), question.classes), np.float32)
+        own = [
+            shares.everywhere(params(place, lane)) for lane in range(len(pool.lanes))
+        ]
+        for lane, numbers, held in held_out():
+            logits = shares.call(one.apply, own[lane], held)
+            found[numbers] = shares.whole(logits, len(numbers))
+        return found
+
+    def logits(place: int, lane: int) -> np.ndarray:
+        return all_logits(place)[pool.lanes[lane].numbers]
+
+    return collect.finish(_told(info, len(grid)), params, logits)
+
+
+def _told(info: Any, candidates: int) -> list[dict[str, Any] | None]:
+    """What a solver says of the fits to all rows, the last lane."""
+    if info is None:
+        return [None] * candidates
+    return [
         {name: one[place, -1].item() for name, one in info._asdict().items()}
-        for place in range(len(grid))
+        for place in range(candidates)
     ]
-    return collect.finish(told, params, logits)
 
 
 class _Collect:
@@ -784,7 +901,10 @@ class _Collect:
         self, shares: Shares, scores: _Scores, index: np.ndarray, first: int
     ) -> None:
         """Takes the scores of one lane and of a block of candidates."""
-        sums = shares.first(scores.sums)
+        # The sums over parts may count more than float32 can.
+        sums = jax.tree.map(
+            lambda leaf: leaf.astype(np.float64), shares.first(scores.sums)
+        )
         before = self.sums.get(first)
         self.sums[first] = (
             sums if before is None else jax.tree.map(np.add, before, sums)

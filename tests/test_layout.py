@@ -35,6 +35,7 @@ ORDER = (
     "build",
     "flags",
     "parallel",
+    "streamed",
     "selection",
     "search",
     "report",

@@ -432,6 +432,25 @@ def test_ranking_is_nan_where_no_class_has_both_values():
     assert math.isnan(auroc(np.eye(2), np.full((2, 2), np.nan)))
 
 
+def test_logits_part_by_part_are_logits():
+    """But for what has to be ranked; a part may have no labelled row."""
+    logits, labels, weights = one_label(3, rows=90, absent=True)
+    labels[40:60] = -1
+    about = {"class_names": names(4), "output": "softmax", "samples": 100}
+    whole = evaluate(logits, labels, weights, **about)
+    parts = (logits[first : first + 20] for first in range(0, 90, 20))
+    found = evaluate(parts, labels, weights, **about)
+    for name in ("auroc", "average_precision"):
+        assert found.pop(name) is found.pop(f"{name}_ci") is None
+        reason = "too many rows and classes to rank"
+        assert found["undefined"].pop(name) == reason
+        assert found["undefined"].pop(f"{name}_ci") == reason
+        del whole[name], whole[f"{name}_ci"]
+    assert found == whole
+    with pytest.raises(ValueError, match="one for each of 20 rows of logits"):
+        evaluate(iter([logits[:20]]), labels, weights, **about)
+
+
 def test_undefined_metrics_are_null_with_a_reason():
     report = evaluate(
         np.ones((4, 3)), np.zeros(4, int), class_names=names(3), output="softmax"

@@ -1,6 +1,10 @@
 """Exact solvers: heads that are found without gradient steps of their own."""
 
-from flaxhead.solvers.discriminant import discriminant, discriminant_params
+from flaxhead.solvers.discriminant import (
+    discriminant,
+    discriminant_params,
+    discriminant_passes,
+)
 from flaxhead.solvers.logistic import (
     LogisticPieces,
     PathInfo,
@@ -9,9 +13,11 @@ from flaxhead.solvers.logistic import (
     logistic_pieces,
 )
 from flaxhead.solvers.neighbours import neighbours
+from flaxhead.solvers.passes import Passes
 from flaxhead.solvers.prototypes import (
     PROTOTYPE_HEADS,
     prototype_params,
+    prototype_passes,
     prototypes,
 )
 from flaxhead.solvers.ridge import (
@@ -19,6 +25,7 @@ from flaxhead.solvers.ridge import (
     ridge,
     ridge_leave_one_out,
     ridge_params,
+    ridge_passes,
     ridge_path,
 )
 
@@ -26,17 +33,21 @@ __all__ = [
     "PROTOTYPE_HEADS",
     "LeaveOneOut",
     "LogisticPieces",
+    "Passes",
     "PathInfo",
     "discriminant",
     "discriminant_params",
+    "discriminant_passes",
     "logistic",
     "logistic_path",
     "logistic_pieces",
     "neighbours",
     "prototype_params",
+    "prototype_passes",
     "prototypes",
     "ridge",
     "ridge_leave_one_out",
     "ridge_params",
+    "ridge_passes",
     "ridge_path",
 ]

@@ -7,11 +7,17 @@ matrices".
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
 import jax.numpy as jnp
+from jax import lax
 
 from flaxhead.base import Array, Batch, Fit, Hyperparameters, Params
 from flaxhead.moments import (
     Moments,
+    add,
     class_moments,
     divisor,
     exact,
@@ -19,6 +25,7 @@ from flaxhead.moments import (
     row_weights,
     sum_rows,
 )
+from flaxhead.solvers.passes import Passes, lane_by_lane
 
 EMPTY_BIAS = -1e9
 """The logit of a class without rows: no calibration makes it likely."""
@@ -68,10 +75,96 @@ def discriminant(classes: int, *, axis: str | None = None) -> Fit:
         moments = class_moments(x, labels, weights, classes=classes, axis=axis)
         shrinkage = hyperparameters.get("shrinkage")
         if shrinkage is None:
-            shrinkage = ledoit_wolf(x, labels, weights, moments, axis=axis)
+            total = fourth_powers(x, labels, weights, moments, axis=axis)
+            shrinkage = ledoit_wolf(total, moments)
         return discriminant_params(moments, shrinkage=shrinkage)
 
     return run
+
+
+def discriminant_passes(classes: int, *, axis: str | None = None) -> Passes:
+    """As `discriminant`, over rows that come part by part.
+
+    Args:
+      classes: the number of logits.
+      axis: as for `discriminant`.
+
+    Returns:
+      Passes with the hyperparameters `{"shrinkage": [candidates]}`; without them, one
+      more pass estimates the only candidate's.
+    """
+    return moment_passes(
+        classes,
+        lambda moments, shrinkage: discriminant_params(moments, shrinkage=shrinkage),
+        estimates=True,
+        axis=axis,
+    )
+
+
+class _Summed(NamedTuple):
+    moments: Moments  # [lanes] leading
+    shrinkage: Array  # [candidates, lanes]; negative where it is yet to be estimated
+
+
+def moment_passes(
+    classes: int,
+    params: Callable[[Moments, Array], Params],
+    *,
+    estimates: bool,
+    axis: str | None,
+    features: Callable[[Array], Array] = lambda x: x,
+) -> Passes:
+    """Makes the passes of a solver that goes by moments and a shrinkage.
+
+    Args:
+      classes: the number of logits.
+      params: `(moments, shrinkage []) -> params`.
+      estimates: whether a shrinkage that is not given is Ledoit and Wolf's, and not 0.
+      axis: name of the `pmap` axis over which the rows are split, if they are.
+      features: what the moments are of.
+    """
+
+    def summarise(data: Batch, weights: Array) -> Moments:
+        weights = weights * data.weights
+        return class_moments(
+            features(data.x), data.labels, weights, classes=classes, axis=axis
+        )
+
+    def begin(summary: Moments, hyperparameters: Hyperparameters) -> _Summed:
+        lanes = len(summary.counts)
+        given = hyperparameters.get("shrinkage", -jnp.ones(1) * estimates)
+        return _Summed(summary, jnp.broadcast_to(given[:, None], (len(given), lanes)))
+
+    def measure(point: Moments, data: Batch, weights: Array) -> Array:
+        def one(lane: tuple[Moments, Array]) -> Array:
+            moments, weights = lane
+            return fourth_powers(
+                features(data.x), data.labels, weights * data.weights, moments
+            )
+
+        return lax.map(one, (point, weights.T))
+
+    def observe(state: _Summed, sums: Array) -> _Summed:
+        sums = sums if axis is None else lax.psum(sums, axis)
+        return state._replace(
+            shrinkage=jax.vmap(ledoit_wolf)(sums, state.moments)[None]
+        )
+
+    def solution(state: _Summed) -> tuple[Params, None]:
+        each = jax.vmap(params, (None, 0))
+        solved = lax.map(lambda lane: each(*lane), (state.moments, state.shrinkage.T))
+        return jax.tree.map(lambda leaf: jnp.swapaxes(leaf, 0, 1), solved), None
+
+    return Passes(
+        lane_by_lane(summarise),
+        jax.vmap(add),
+        begin,
+        lambda state: state.moments,
+        measure,
+        observe,
+        lambda state: jnp.where(jnp.any(state.shrinkage < 0), 0.5, 1.0),
+        solution,
+    )
 
 
 def discriminant_params(moments: Moments, *, shrinkage: Array | float) -> Params:
@@ -142,7 +235,7 @@ def gaussian_params(moments: Moments, precision: Array, log_priors: Array) -> Pa
     }
 
 
-def ledoit_wolf(
+def fourth_powers(
     x: Array,
     labels: Array,
     weights: Array,
@@ -150,16 +243,15 @@ def ledoit_wolf(
     *,
     axis: str | None = None,
 ) -> Array:
-    """The shrinkage `[]` of the covariance within classes that is best on average.
+    """The weighted sum `[]` of fourth powers of distances to the mean of a row's class.
 
     Args:
       x: `[rows, dim]`.
       labels: `[rows]` or `[rows, classes]`.
       weights: `[rows]`.
-      moments: of these rows.
+      moments: of these rows, and of others where these are a part.
       axis: name of the `pmap` axis over which the rows are split, if they are.
     """
-    count, dim = jnp.sum(moments.counts), x.shape[-1]
     shift = pooled(moments).mean
     centres = moments.means - shift
 
@@ -171,7 +263,17 @@ def ledoit_wolf(
         distances = squares - 2 * exact(x, centres.T)
         return exact(weights, jnp.sum(labels * distances**2, axis=-1))
 
-    total = sum_rows(fourth, (x, labels), row_weights(labels, weights), axis=axis)
+    return sum_rows(fourth, (x, labels), row_weights(labels, weights), axis=axis)
+
+
+def ledoit_wolf(total: Array, moments: Moments) -> Array:
+    """The shrinkage `[]` of the covariance within classes that is best on average.
+
+    Args:
+      total: `fourth_powers` of the rows.
+      moments: of them.
+    """
+    count, dim = jnp.sum(moments.counts), moments.means.shape[-1]
     within = moments.scatter / divisor(count)
     target = jnp.trace(within) / dim * jnp.eye(dim)
     distance = jnp.sum((within - target) ** 2)

@@ -99,16 +99,14 @@ class State(NamedTuple):
 
 
 class Curve(NamedTuple):
-    """What is minimised.
+    """What is known of the losses, and what is added to them.
 
     Attributes:
-      evaluate: `params -> (loss [units], gradient [units, ...])`.
       curvature: the loss's Hessian's diagonal, roughly, as `params`.
       penalised: 1 where a parameter is penalised, 0 where not, `[dim]`.
       penalties: `[penalties, units]`, descending.
     """
 
-    evaluate: Callable[[Array], tuple[Array, Array]]
     curvature: Array
     penalised: Array
     penalties: Array
@@ -148,6 +146,7 @@ def done(state: State) -> Array:
 
 
 def advance(
+    evaluate: Callable[[Array], tuple[Array, Array]],
     curve: Curve,
     state: State,
     evaluations: int | Array,
@@ -159,12 +158,13 @@ def advance(
     """Goes on for so many evaluations, or until every unit is done.
 
     Args:
-      curve: what is minimised.
+      evaluate: `params -> (loss [units], gradient [units, ...])`.
+      curve: what else there is to minimise.
       state: where it was left.
       evaluations: at most so many, each for all units; may be traced.
-      tolerance: of half the square of the norm, as a share of the objective.
-      floor: the objective is taken for no less.
-      max_iterations: evaluations a penalty, after which a unit goes on to the next.
+      tolerance: as of `observe`, and so are the others.
+      floor: see `observe`.
+      max_iterations: see `observe`.
 
     Returns:
       The state after them.
@@ -174,20 +174,50 @@ def advance(
     def unfinished(state: State) -> Array:
         return ~done(state) & (state.evaluations < last)
 
-    return lax.while_loop(
-        unfinished,
-        lambda state: _iterate(curve, state, tolerance, floor, max_iterations),
-        state,
-    )
+    def iterate(state: State) -> State:
+        loss, gradient = evaluate(trial(state))
+        return observe(
+            curve,
+            state,
+            loss,
+            gradient,
+            tolerance=tolerance,
+            floor=floor,
+            max_iterations=max_iterations,
+        )
+
+    return lax.while_loop(unfinished, iterate, state)
 
 
-def _iterate(
+def trial(state: State) -> Array:
+    """Returns the parameters to evaluate next, `[units, ...]`."""
+    return state.params + state.direction
+
+
+def observe(
     curve: Curve,
     state: State,
+    loss: Array,
+    gradient: Array,
+    *,
     tolerance: float | Array,
     floor: float | Array,
     max_iterations: int | Array,
 ) -> State:
+    """Goes on by one evaluation, wherever it was made.
+
+    Args:
+      curve: what is minimised, but for the losses.
+      state: where it was left.
+      loss: `[units]`, at `trial(state)`, without the penalty.
+      gradient: `[units, ...]`, the loss's.
+      tolerance: of half the square of the norm, as a share of the objective.
+      floor: the objective is taken for no less.
+      max_iterations: evaluations a penalty, after which a unit goes on to the next.
+
+    Returns:
+      The state after it.
+    """
     count, units = curve.penalties.shape
     each = jnp.arange(units)
     penalty = curve.penalties[jnp.minimum(state.position, count - 1), each]
@@ -199,9 +229,8 @@ def _iterate(
 
     value, slope = total(state.params, state.loss, state.gradient)
     # A trial, and what it tells.
-    trial = state.params + state.direction
-    loss, gradient = curve.evaluate(trial)
-    trial_value, trial_slope = total(trial, loss, gradient)
+    tried = trial(state)
+    trial_value, trial_slope = total(tried, loss, gradient)
     before = _dot(slope, state.direction)
     after = _dot(trial_slope, state.direction)
     # The problem is convex: where it still goes down at the trial, it went down all of
@@ -230,10 +259,10 @@ def _iterate(
     squares = state.squares.at[slot].set(jnp.where(useful, own, 0))
 
     taken = active & accepted
-    params = jnp.where(_over(taken, trial), trial, state.params)
+    params = jnp.where(_over(taken, tried), tried, state.params)
     loss = jnp.where(taken, loss, state.loss)
-    gradient = jnp.where(_over(taken, trial), gradient, state.gradient)
-    slope = jnp.where(_over(taken, trial), trial_slope, slope)
+    gradient = jnp.where(_over(taken, tried), gradient, state.gradient)
+    slope = jnp.where(_over(taken, tried), trial_slope, slope)
     # The first trial is the start itself, whose value before counts as infinite.
     lower = accepted & ((trial_value < value * (1 - 2e-7)) | jnp.isinf(value))
     value = jnp.where(taken, trial_value, value)

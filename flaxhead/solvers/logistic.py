@@ -26,8 +26,9 @@ from jax.typing import ArrayLike
 
 from flaxhead.base import Array, Batch, Fit, Hyperparameters, Params
 from flaxhead.metrics import Output
-from flaxhead.moments import class_moments, divisor, exact, sum_rows
+from flaxhead.moments import Moments, add, class_moments, divisor, exact, sum_rows
 from flaxhead.solvers import lbfgs
+from flaxhead.solvers.passes import Passes
 
 TOLERANCE = 1e-6
 FLOOR = 0.0
@@ -92,12 +93,35 @@ class LogisticPieces(NamedTuple):
       share: `(state) -> float32 []`, how much of the path is behind; 1: all of it.
       solution: `(state) -> (params, info)`: the parameters of `heads.linear`,
         `[C, lanes]` leading, and a `PathInfo`.
+      passes: the same path over rows that come part by part.
     """
 
     start: Callable[[Batch, Array, Array], PathState]
     advance: Callable[..., PathState]
     share: Callable[[PathState], Array]
     solution: Callable[[PathState], tuple[Params, PathInfo]]
+    passes: Passes
+
+
+class _Summary(NamedTuple):
+    """What a path starts from; those of parts of the rows add.
+
+    Attributes:
+      moments: of all rows as one class.
+      counts: `[lanes, classes]`, the weight of each class's labels.
+      entries: `[lanes, classes]`, of all labels that are not missing, or `[]`.
+    """
+
+    moments: Moments
+    counts: Array
+    entries: Array
+
+
+class _Point(NamedTuple):
+    """Where a pass measures: `params` of the features less their `mean`."""
+
+    params: Array
+    mean: Array
 
 
 class _Rows(NamedTuple):
@@ -329,19 +353,14 @@ def logistic_pieces(
     # Two classes are one vector to scikit-learn, the difference of these two, which at
     # the optimum are opposite: the half of its square is twice the half of theirs.
     columns = 2 if softmax and classes == 2 else 1
+    evaluate = _softmax if softmax else _sigmoid
 
-    def start(data: Batch, weights: Array, C: Array) -> PathState:
+    def summarise(data: Batch, weights: Array) -> _Summary:
         rows = _rows(data, weights, classes, softmax, factors)
         # Neither the weights of lanes nor what they leave out has a part in this.
         usable = jnp.where(_finite(rows.x), data.weights, 0)
         one_class = jnp.zeros(len(usable), jnp.int32)
         moments = class_moments(rows.x, one_class, usable, classes=1, axis=axis)
-        mean, count = moments.means[0], moments.counts[0]
-        variances, axes = jnp.linalg.eigh(moments.scatter / divisor(count))
-        largest = jnp.max(variances)
-        variances = jnp.maximum(
-            variances, jnp.where(largest > 0, largest, 1) * _FLATTEST
-        )
 
         def count_labels(rows: _Rows, _: Array) -> tuple[Array, Array]:
             shares = rows.labels
@@ -354,6 +373,16 @@ def logistic_pieces(
 
         counts, entries = sum_rows(
             count_labels, rows, jnp.ones(len(data.labels)), axis=axis
+        )
+        return _Summary(moments, counts, entries)
+
+    def begin(summary: _Summary, C: Array) -> PathState:
+        moments, counts, entries = summary
+        mean, count = moments.means[0], moments.counts[0]
+        variances, axes = jnp.linalg.eigh(moments.scatter / divisor(count))
+        largest = jnp.max(variances)
+        variances = jnp.maximum(
+            variances, jnp.where(largest > 0, largest, 1) * _FLATTEST
         )
         totals = jnp.sum(counts, axis=1) if softmax else entries.ravel()
         totals = divisor(totals)
@@ -380,6 +409,16 @@ def logistic_pieces(
             search=lbfgs.start(params, len(C)),
         )
 
+    def start(data: Batch, weights: Array, C: Array) -> PathState:
+        return begin(summarise(data, weights), C)
+
+    def curve(state: PathState) -> lbfgs.Curve:
+        return lbfgs.Curve(
+            curvature=state.curvature,
+            penalised=jnp.ones(state.curvature.shape[-1]).at[-1].set(0),
+            penalties=columns / (state.C[:, None] * state.totals),
+        )
+
     def advance(
         state: PathState,
         data: Batch,
@@ -389,26 +428,53 @@ def logistic_pieces(
     ) -> PathState:
         del C  # sorted, in the state
         rows = _rows(data, weights, classes, softmax, factors)
-        size = _chunk(rows, classes)
-        chunks = _chunks(rows, state.mean, state.axes, size)
-        evaluate = _softmax if softmax else _sigmoid
+        # Turned into their axes once, for all evaluations.
+        chunks = lax.map(
+            lambda chunk: _features(chunk, state.mean, state.axes),
+            _chunks(rows, _chunk(rows, classes)),
+        )
 
         def mean_loss(params: Array) -> tuple[Array, Array]:
             total = _sum_chunks(evaluate, params, chunks)
-            loss, gradient = lax.psum(total, axis) if axis else total
-            totals = state.totals
-            return loss / totals, gradient / totals[:, None, None]
+            return averages(state, total)
 
-        curve = lbfgs.Curve(
-            evaluate=mean_loss,
-            curvature=state.curvature,
-            penalised=jnp.ones(state.curvature.shape[-1]).at[-1].set(0),
-            penalties=columns / (state.C[:, None] * state.totals),
-        )
         search = lbfgs.advance(
-            curve,
+            mean_loss,
+            curve(state),
             state.search,
             evaluations,
+            tolerance=tolerance,
+            floor=floor,
+            max_iterations=max_iterations,
+        )
+        return state._replace(search=search)
+
+    def averages(state: PathState, total: tuple[Array, Array]) -> tuple[Array, Array]:
+        loss, gradient = lax.psum(total, axis) if axis else total
+        totals = state.totals
+        return loss / totals, gradient / totals[:, None, None]
+
+    def trial(state: PathState) -> _Point:
+        # Where every evaluation sees the rows anew, it is the parameters that turn.
+        params = lbfgs.trial(state.search)
+        return _Point(_turned(params, state.axes.T), state.mean)
+
+    def measure(point: _Point, data: Batch, weights: Array) -> tuple[Array, Array]:
+        rows = _rows(data, weights, classes, softmax, factors)
+        return _sum_chunks(
+            evaluate,
+            point.params,
+            _chunks(rows, _chunk(rows, classes)),
+            lambda chunk: _features(chunk, point.mean),
+        )
+
+    def observe(state: PathState, sums: tuple[Array, Array]) -> PathState:
+        loss, gradient = averages(state, sums)
+        search = lbfgs.observe(
+            curve(state),
+            state.search,
+            loss,
+            _turned(gradient, state.axes),
             tolerance=tolerance,
             floor=floor,
             max_iterations=max_iterations,
@@ -454,7 +520,21 @@ def logistic_pieces(
             jnp.all(converged, axis=-1),
         )
 
-    return LogisticPieces(start, advance, share, solution)
+    def merge(a: _Summary, b: _Summary) -> _Summary:
+        moments = add(a.moments, b.moments)
+        return _Summary(moments, a.counts + b.counts, a.entries + b.entries)
+
+    passes = Passes(
+        summarise,
+        merge,
+        lambda summary, hyperparameters: begin(summary, hyperparameters["C"]),
+        trial,
+        measure,
+        observe,
+        share,
+        solution,
+    )
+    return LogisticPieces(start, advance, share, solution, passes)
 
 
 @jax.jit
@@ -524,8 +604,8 @@ def _chunk(rows: _Rows, classes: int) -> int:
     return -(-count // -(-count // most))
 
 
-def _chunks(rows: _Rows, mean: Array, axes: Array, size: int) -> _Rows:
-    """Rows last but in `x`, `[chunks]` leading, `x` in its axes, with a column of 1."""
+def _chunks(rows: _Rows, size: int) -> _Rows:
+    """Rows cut up, `[chunks, size]` leading; those that fill up are absent."""
     count = len(rows.weights)
     chunks = -(-count // size)
 
@@ -533,24 +613,34 @@ def _chunks(rows: _Rows, mean: Array, axes: Array, size: int) -> _Rows:
         padding = [(0, chunks * size - count)] + [(0, 0)] * (array.ndim - 1)
         return jnp.pad(array, padding).reshape(chunks, size, *array.shape[1:])
 
-    def turn(chunk: _Rows) -> _Rows:
-        x = jnp.where(_finite(chunk.x)[:, None], chunk.x.astype(jnp.float32) - mean, 0)
-        x = jnp.concatenate([exact(x, axes), jnp.ones((size, 1))], axis=1)
-        entries = None if chunk.entries is None else chunk.entries.T
-        return _Rows(x, chunk.labels.T, entries, chunk.weights.T)
+    return jax.tree.map(cut, rows)
 
-    return lax.map(turn, jax.tree.map(cut, rows))
+
+def _features(chunk: _Rows, mean: Array, axes: Array | None = None) -> _Rows:
+    """Rows last but in `x`: about the mean, in its axes, and a column of 1."""
+    x = jnp.where(_finite(chunk.x)[:, None], chunk.x.astype(jnp.float32) - mean, 0)
+    x = x if axes is None else exact(x, axes)
+    x = jnp.concatenate([x, jnp.ones((len(x), 1))], axis=1)
+    entries = None if chunk.entries is None else chunk.entries.T
+    return _Rows(x, chunk.labels.T, entries, chunk.weights.T)
+
+
+def _turned(params: Array, axes: Array) -> Array:
+    """Parameters, or a gradient, in other axes; the intercept as it is."""
+    return jnp.concatenate([exact(params[..., :-1], axes), params[..., -1:]], axis=-1)
 
 
 def _sum_chunks(
     evaluate: Callable[[Array, _Rows], tuple[Array, Array]],
     params: Array,
     chunks: _Rows,
+    features: Callable[[_Rows], _Rows] = lambda chunk: chunk,
 ) -> tuple[Array, Array]:
     """Loss `[units]` and gradient as `params`, `[units, classes, dim + 1]`."""
     flat = params.reshape(-1, params.shape[-1])
 
     def add(total: tuple[Array, Array], chunk: _Rows):
+        chunk = features(chunk)
         # Rows last: reductions over classes then run over whole vectors, and neither
         # product needs a transposed copy.
         logits = exact(flat, chunk.x.T)

@@ -19,10 +19,13 @@ from flaxhead.moments import Moments, class_moments, divisor
 from flaxhead.solvers.discriminant import (
     EMPTY_BIAS,
     covariance,
+    fourth_powers,
     gaussian_params,
     ledoit_wolf,
+    moment_passes,
     precision,
 )
+from flaxhead.solvers.passes import Passes
 
 Metric: TypeAlias = Literal["euclidean", "cosine", "mahalanobis"]
 
@@ -70,25 +73,61 @@ def prototypes(
     >>> params["output"]["kernel"].tolist()
     [[-6.0, 6.0]]
     """
-    if metric not in PROTOTYPE_HEADS:
-        raise ValueError(
-            f"metric is {metric!r}: expected one of {', '.join(PROTOTYPE_HEADS)}"
-        )
+    _check(metric)
 
     def run(
         data: Batch, weights: Array, hyperparameters: Hyperparameters, key: Array
     ) -> Params:
         del key
-        # Back in the rows' own type, so that no widened copy of them all is made.
-        x = unit(data.x).astype(data.x.dtype) if metric == "cosine" else data.x
-        weights = weights * data.weights
+        x, weights = _features(data.x, metric), weights * data.weights
         moments = class_moments(x, data.labels, weights, classes=classes, axis=axis)
         shrinkage = hyperparameters.get("shrinkage", 0.0)
         if metric == "mahalanobis" and "shrinkage" not in hyperparameters:
-            shrinkage = ledoit_wolf(x, data.labels, weights, moments, axis=axis)
+            total = fourth_powers(x, data.labels, weights, moments, axis=axis)
+            shrinkage = ledoit_wolf(total, moments)
         return prototype_params(moments, metric=metric, shrinkage=shrinkage)
 
     return run
+
+
+def prototype_passes(
+    classes: int, *, metric: Metric = "euclidean", axis: str | None = None
+) -> Passes:
+    """As `prototypes`, over rows that come part by part.
+
+    Args:
+      classes: the number of logits.
+      metric: as for `prototypes`.
+      axis: as for `prototypes`.
+
+    Returns:
+      Passes without hyperparameters, or, for `mahalanobis`, as `discriminant_passes`.
+
+    Raises:
+      ValueError: if `metric` is unknown.
+    """
+    _check(metric)
+    return moment_passes(
+        classes,
+        lambda moments, shrinkage: prototype_params(
+            moments, metric=metric, shrinkage=shrinkage
+        ),
+        estimates=metric == "mahalanobis",
+        axis=axis,
+        features=lambda x: _features(x, metric),
+    )
+
+
+def _check(metric: str) -> None:
+    if metric not in PROTOTYPE_HEADS:
+        raise ValueError(
+            f"metric is {metric!r}: expected one of {', '.join(PROTOTYPE_HEADS)}"
+        )
+
+
+def _features(x: Array, metric: str) -> Array:
+    # Back in the rows' own type, so that no widened copy of them all is made.
+    return unit(x).astype(x.dtype) if metric == "cosine" else x
 
 
 def prototype_params(

@@ -34,6 +34,7 @@ from flaxhead.moments import (
     sum_rows,
     weighted_mean,
 )
+from flaxhead.solvers.passes import Passes, one_pass
 
 Output: TypeAlias = Literal["softmax", "sigmoid"]
 
@@ -63,6 +64,16 @@ class _Factors(NamedTuple):
 
     rows: Callable[[Array], Array]  # labels -> the factor of each row's weight
     columns: Array  # [classes], or [1] for all alike: of each column's squared errors
+
+
+class _Gram(NamedTuple):
+    """Weighted products of rows about their mean; those of parts of the rows add."""
+
+    count: Array  # pyright: ignore[reportIncompatibleMethodOverride]
+    mean: Array  # [dim]
+    target_mean: Array  # [classes]
+    scatter: Array  # [dim, dim]
+    cross: Array  # [dim, classes]
 
 
 class _Decomposition(NamedTuple):
@@ -131,6 +142,44 @@ def ridge(
     return run
 
 
+def ridge_passes(
+    classes: int,
+    *,
+    output: Output = "softmax",
+    class_weights: ArrayLike | None = None,
+    axis: str | None = None,
+) -> Passes:
+    """As `ridge`, over rows that come part by part; of many penalties, `{"alpha": []}`.
+
+    Entries of labels that are missing come out as NaN.
+
+    Args:
+      classes: the number of logits.
+      output: as for `ridge`.
+      class_weights: as for `ridge`.
+      axis: as for `ridge`.
+
+    Raises:
+      ValueError: as for `ridge`.
+
+    >>> ridge_passes(2, output="tanh")
+    Traceback (most recent call last):
+    ValueError: output is 'tanh': expected softmax or sigmoid
+    """
+    factors = _class_factors(classes, output, class_weights)
+
+    def summarise(data: Batch, weights: Array) -> _Gram:
+        own = _objective_weights(data, weights, factors)
+        return _gram(data.x, data.labels, own, classes, axis)
+
+    def solve(gram: _Gram, hyperparameters: Hyperparameters) -> Params:
+        decomposition = _of_features(gram)
+        penalties = hyperparameters["alpha"][:, None] / factors.columns
+        return jax.vmap(lambda penalty: _params(decomposition, penalty))(penalties)
+
+    return one_pass(summarise, _merge, solve)
+
+
 def ridge_params(moments: Moments, *, alpha: Array) -> Params:
     """The params of `ridge` from moments, to which rows and classes can be added.
 
@@ -152,7 +201,8 @@ def ridge_params(moments: Moments, *, alpha: Array) -> Params:
     count, mean, scatter = pooled(moments)
     cross = 2 * (moments.counts[:, None] * (moments.means - mean)).T
     target_mean = 2 * moments.counts / divisor(count) - 1
-    return _params(_of_features(count, mean, target_mean, scatter, cross), alpha[None])
+    gram = _Gram(count, mean, target_mean, scatter, cross)
+    return _params(_of_features(gram), alpha[None])
 
 
 def ridge_leave_one_out(
@@ -328,9 +378,7 @@ def _decompose(
     axis: str | None,
 ) -> _Decomposition:
     x, labels = data.x, data.labels
-    weights = _total_weights(data, weights)
-    _refuse_missing(labels, weights)
-    weights = jnp.where(weights > 0, weights * factors.rows(labels), 0)
+    weights = _objective_weights(data, weights, factors)
     rows, dim = x.shape
     rows *= 1 if axis is None else lax.psum(1, axis)
     if rows < dim:
@@ -340,6 +388,18 @@ def _decompose(
                 for array in (x, labels, weights)
             )
         return _of_rows(x, class_shares(labels, classes), weights)
+    return _of_features(_gram(x, labels, weights, classes, axis))
+
+
+def _objective_weights(data: Batch, weights: Array, factors: _Factors) -> Array:
+    weights = _total_weights(data, weights)
+    _refuse_missing(data.labels, weights)
+    return jnp.where(weights > 0, weights * factors.rows(data.labels), 0)
+
+
+def _gram(
+    x: Array, labels: Array, weights: Array, classes: int, axis: str | None
+) -> _Gram:
     shift = rough_mean(x, weights, axis=axis)
 
     def products(rows: tuple[Array, Array], weights: Array) -> tuple[Array, ...]:
@@ -361,13 +421,27 @@ def _decompose(
     # From about the shift to about the mean: a correction as small as its rounding.
     scatter -= count * jnp.outer(rest, rest)
     cross -= count * jnp.outer(rest, target_mean)
-    return _of_features(count, shift + rest, target_mean, scatter, cross)
+    return _Gram(count, shift + rest, target_mean, scatter, cross)
 
 
-def _of_features(
-    count: Array, mean: Array, target_mean: Array, scatter: Array, cross: Array
-) -> _Decomposition:
+def _merge(a: _Gram, b: _Gram) -> _Gram:
+    """Of the rows of both, as `flaxhead.moments.add`."""
+    count = a.count + b.count
+    share = b.count / divisor(count)
+    step, target_step = b.mean - a.mean, b.target_mean - a.target_mean
+    between = a.count * share * step
+    return _Gram(
+        count,
+        a.mean + share * step,
+        a.target_mean + share * target_step,
+        a.scatter + b.scatter + jnp.outer(between, step),
+        a.cross + b.cross + jnp.outer(between, target_step),
+    )
+
+
+def _of_features(gram: _Gram) -> _Decomposition:
     """From `X'X` and `X'Y`, of centred rows."""
+    count, mean, target_mean, scatter, cross = gram
     values, vectors = jnp.linalg.eigh(scatter)
     singular = _singular(values)
     targets = exact(vectors.T, cross) * _inverse(singular)[:, None]
