@@ -316,20 +316,31 @@ class Shares:
     zeros, so a padded row has weight 0. What is placed is opaque: with several devices
     every leaf has a leading device axis.
 
+    With several processes every one of them makes the same calls in the same order, and
+    places the rows of its own devices only.
+
     Attributes:
       axis: the device axis's name; None on one device.
       devices: how many there are.
       compile_seconds: time spent on compiling so far.
     """
 
-    def __init__(self, devices: int | Sequence[Any] = 0):
+    def __init__(self, devices: int | Sequence[Any] = 0, *, repeated: bool = False):
         """Of so many local devices (0: all); or of any, to compile for and not to run.
 
         With a sequence of devices nothing is placed: what is placed, and what `call`
-        returns, are shapes.
+        returns, are shapes. With several processes all their devices are used; if
+        `repeated`, only the first one of each, for what can't be shared out: each then
+        computes the same, and what the first process fetched counts.
         """
         self.abstract = not isinstance(devices, int)
-        chosen = choose_devices(devices) if isinstance(devices, int) else list(devices)
+        self.repeated = repeated and jax.process_count() > 1
+        if not isinstance(devices, int):
+            chosen = list(devices)
+        elif repeated:
+            chosen = jax.local_devices()[:1]
+        else:
+            chosen = choose_devices(devices)
         self._place = _Placement(chosen, "batch", 1, abstract=self.abstract)
         self._compiled: dict[Any, Any] = {}
         self.axis = AXIS if len(chosen) > 1 else None
@@ -341,17 +352,22 @@ class Shares:
         if self.axis is None:
             return self._place.everywhere(tree)
 
+        lanes = self._place._local_lanes()
+
         def cut(leaf: Any) -> Any:
+            each = -(-leaf.shape[0] // self.devices)
             if self.abstract:
-                each = -(-leaf.shape[0] // self.devices)
                 shape = (self.devices, each, *leaf.shape[1:])
                 return jax.ShapeDtypeStruct(shape, leaf.dtype)
-            leaf = np.asarray(leaf)
-            padding = -len(leaf) % self.devices
-            leaf = np.pad(leaf, [(0, padding), *[(0, 0)] * (leaf.ndim - 1)])
-            return leaf.reshape(self.devices, -1, *leaf.shape[1:])
+            host = np.asarray(leaf)
+            mine = np.zeros((len(lanes), each, *host.shape[1:]), host.dtype)
+            for place, lane in enumerate(lanes):
+                part = host[lane * each : (lane + 1) * each]
+                mine[place, : len(part)] = part
+            return mine
 
-        return self._place._spread(jax.tree.map(cut, tree))
+        cut_up = jax.tree.map(cut, tree)
+        return cut_up if self.abstract else self._place._put(cut_up)
 
     def everywhere(self, tree: PyTree) -> Any:
         """Puts the same on every device."""
@@ -368,12 +384,23 @@ class Shares:
         leaves, structure = jax.tree.flatten(arguments)
         shapes = tuple((leaf.shape, str(leaf.dtype)) for leaf in leaves)
         name = (function, structure, shapes)
-        if name not in self._compiled:
-            clock = time.perf_counter()
+        clock = time.perf_counter()
+        new = name not in self._compiled
+        if new:
             self._compiled[name] = self._place.compile(function, arguments)
-            self.compile_seconds += time.perf_counter() - clock
         program, shapes = self._compiled[name]
-        return shapes if self.abstract else program(*arguments)
+        several = self._place.processes > 1
+        if new and not several:
+            self.compile_seconds += time.perf_counter() - clock
+        if self.abstract:
+            return shapes
+        out = program(*arguments)
+        if several:
+            # Collectives of programs in flight together would meet in another order.
+            jax.block_until_ready(out)
+            if new:  # it compiles at its first call
+                self.compile_seconds += time.perf_counter() - clock
+        return out
 
     def programs(self) -> list[tuple[str, Any]]:
         """What was compiled, in order, each with its function's name."""
@@ -383,18 +410,25 @@ class Shares:
 
     def first(self, tree: PyTree) -> PyTree:
         """Fetches what is the same on every device, as NumPy arrays."""
-        return self._place.to_host(tree)
+        return self._counting(self._place.to_host(tree))
 
     def whole(self, tree: PyTree, rows: int, *, axis: int = 0) -> PyTree:
         """Fetches arrays with an axis of rows, put together and cut to so many."""
 
         def fetch(leaf: Any) -> np.ndarray:
-            host = np.asarray(leaf)
+            host = self._place._whole(leaf)
             if self.axis is not None:
                 host = np.concatenate(list(host), axis=axis)
             return host[(slice(None),) * axis + (slice(rows),)]
 
-        return jax.tree.map(fetch, tree)
+        return self._counting(jax.tree.map(fetch, tree))
+
+    def _counting(self, tree: PyTree) -> PyTree:
+        if not self.repeated:
+            return tree
+        from jax.experimental import multihost_utils
+
+        return multihost_utils.broadcast_one_to_all(tree)
 
 
 # Heads whose classes are split over devices (`flaxhead.large`). Their arrays are whole
@@ -749,7 +783,8 @@ class _Placement:
         self.by_candidate = split == "candidates" and self.many
         lanes = len(devices) if self.by_candidate else 1
         self.each = -(-candidates // lanes)
-        self.processes = jax.process_count()
+        here = [device.process_index == jax.process_index() for device in devices]
+        self.processes = 1 if abstract or all(here) else jax.process_count()
         # Made once: a function made anew at every call would compile at every call.
         self._copy = jax.pmap(
             lambda lane, tree: tree,
