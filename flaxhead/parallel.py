@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from flaxhead import processes
 from flaxhead.base import (
     Array,
     Batch,
@@ -225,7 +226,7 @@ class Sweep(NamedTuple):
       train_rows: the training rows and the statistics of the head.
       val_rows: the validation rows, in chunks.
       settings: hyperparameters and seeds.
-      progress: the shapes of progress; None in a run of several processes.
+      progress: the shapes of progress.
     """
 
     start: Any
@@ -367,7 +368,7 @@ class Shares:
             return mine
 
         cut_up = jax.tree.map(cut, tree)
-        return cut_up if self.abstract else self._place._put(cut_up)
+        return cut_up if self.abstract else self._place.put(cut_up)
 
     def everywhere(self, tree: PyTree) -> Any:
         """Puts the same on every device."""
@@ -384,22 +385,17 @@ class Shares:
         leaves, structure = jax.tree.flatten(arguments)
         shapes = tuple((leaf.shape, str(leaf.dtype)) for leaf in leaves)
         name = (function, structure, shapes)
-        clock = time.perf_counter()
-        new = name not in self._compiled
-        if new:
+        if name not in self._compiled:
+            clock = time.perf_counter()
             self._compiled[name] = self._place.compile(function, arguments)
-        program, shapes = self._compiled[name]
-        several = self._place.processes > 1
-        if new and not several:
             self.compile_seconds += time.perf_counter() - clock
+        program, shapes = self._compiled[name]
         if self.abstract:
             return shapes
         out = program(*arguments)
-        if several:
+        if self._place.processes > 1:
             # Collectives of programs in flight together would meet in another order.
             jax.block_until_ready(out)
-            if new:  # it compiles at its first call
-                self.compile_seconds += time.perf_counter() - clock
         return out
 
     def programs(self) -> list[tuple[str, Any]]:
@@ -785,6 +781,10 @@ class _Placement:
         self.each = -(-candidates // lanes)
         here = [device.process_index == jax.process_index() for device in devices]
         self.processes = 1 if abstract or all(here) else jax.process_count()
+        if self.processes > 1:
+            mesh = Mesh(np.array(devices), (AXIS,))
+            self.sharding = NamedSharding(mesh, PartitionSpec(AXIS))
+            return
         # Made once: a function made anew at every call would compile at every call.
         self._copy = jax.pmap(
             lambda lane, tree: tree,
@@ -804,23 +804,20 @@ class _Placement:
     ) -> tuple[Any, Any]:
         """Ahead of time, so that a later call can compile nothing.
 
-        Returns the program and, in a run of one process, the shapes that it returns.
+        Returns the program and the shapes that it returns.
         """
         if self.many:
-            axes = tuple(
-                None if isinstance(leaf, np.integer) else 0 for leaf in arguments
-            )
-            program = jax.pmap(
-                function,
-                axis_name=AXIS,
-                devices=self.chosen,
-                in_axes=axes,
-                donate_argnums=donate,
-            )
+            each = tuple(not isinstance(leaf, np.integer) for leaf in arguments)
             if self.processes > 1:
-                # Its ahead-of-time form can't tell a process's share from the whole;
-                # this one can, and compiles at its first call.
-                return program, None
+                program = self._map(function, each, donate)
+            else:
+                program = jax.pmap(
+                    function,
+                    axis_name=AXIS,
+                    devices=self.chosen,
+                    in_axes=tuple(0 if one else None for one in each),
+                    donate_argnums=donate,
+                )
         elif self.abstract:
             sharding = jax.sharding.SingleDeviceSharding(self.chosen[0])
             program = jax.jit(
@@ -832,7 +829,30 @@ class _Placement:
         else:
             program = jax.jit(function, donate_argnums=donate)
         lowered = program.lower(*arguments)
-        return lowered.compile(options), lowered.out_info
+        compiled = lowered.compile(options)
+        if self.processes > 1:
+            processes.meet()  # The collectives of CPUs don't wait long.
+        return compiled, lowered.out_info
+
+    def _map(self, function: Any, each: tuple[bool, ...], donate: tuple) -> Any:
+        """As `jax.pmap`, which compiles ahead of time only for devices of a process."""
+
+        def one(*arguments: Any) -> Any:
+            mine = (
+                jax.tree.map(lambda leaf: leaf[0], argument) if mapped else argument
+                for argument, mapped in zip(arguments, each, strict=True)
+            )
+            return jax.tree.map(lambda leaf: leaf[None], function(*mine))
+
+        lanes = self.sharding.spec
+        mapped = jax.shard_map(
+            one,
+            mesh=self.sharding.mesh,
+            in_specs=tuple(lanes if one else PartitionSpec() for one in each),
+            out_specs=lanes,
+            check_vma=False,
+        )
+        return jax.jit(mapped, donate_argnums=donate)
 
     def everywhere(self, tree: PyTree) -> PyTree:
         """The same on every device."""
@@ -841,7 +861,14 @@ class _Placement:
             return jax.tree.map(lambda leaf: _shape(leaf, lead), tree)
         if not self.many:
             return jax.device_put(tree, self.chosen[0])
-        return self._copy(np.arange(len(self._local_lanes())), tree)
+        lanes = len(self._local_lanes())
+        if self.processes > 1:
+
+            def repeat(leaf: Any) -> np.ndarray:
+                return np.broadcast_to(leaf, (lanes, *np.shape(leaf)))
+
+            return self.put(jax.tree.map(repeat, tree))
+        return self._copy(np.arange(lanes), tree)
 
     def shares(self, tree: PyTree) -> PyTree:
         """A leading axis of shares: one a device, or the only one on every device."""
@@ -887,8 +914,16 @@ class _Placement:
         if self.abstract:
             return jax.tree.map(_shape, tree)
         lanes = self._local_lanes()
-        local = jax.tree.map(lambda leaf: np.asarray(leaf)[lanes], tree)
-        return self._put(local)
+        return self.put(jax.tree.map(lambda leaf: np.asarray(leaf)[lanes], tree))
+
+    def put(self, tree: PyTree) -> PyTree:
+        """A leading axis of this process's devices."""
+        if self.processes == 1:
+            return self._put(tree)
+        return jax.tree.map(
+            lambda leaf: jax.make_array_from_process_local_data(self.sharding, leaf),
+            tree,
+        )
 
     def _local_lanes(self) -> list[int]:
         mine = jax.process_index()

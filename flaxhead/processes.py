@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import itertools
+import json
 import os
 import re
 import signal
@@ -26,7 +27,6 @@ from typing import Any
 import jax
 import numpy as np
 from jax._src import distributed  # its client has no public name
-from jax.experimental import multihost_utils
 
 FLAGS = {
     "coordinator_address": ("HOST:PORT", "where process 0 is found"),
@@ -41,6 +41,8 @@ _SILENCE = 20.0  # of a process that is gone; it may be busy for some seconds
 _WORDS = "flaxhead/processes/"
 _FAILED, _DONE = "failed", "done"
 _RUNTIME = re.compile(r"[A-Z_]+: ")  # errors of JAX's runtime start so
+_DAYS = 7 * 24 * 3_600_000  # milliseconds
+_GATHERED = itertools.count()
 _HANDLERS: list[Any] = []  # C knows them by address only
 
 
@@ -108,13 +110,28 @@ def first() -> bool:
 def gather(value: Any) -> np.ndarray:
     """Returns what each process has, `[processes, ...]`: all must call it.
 
+    It waits as long as it takes, past the devices, whose collectives do not: those of
+    CPUs fail after half a minute. `watched` is there for those who never come.
+
     >>> gather(2.5)
     array([2.5])
     """
     value = np.asarray(value)
+    state = distributed.global_state
+    client: Any = state.client
     if jax.process_count() == 1:
         return value[None]
-    return np.asarray(multihost_utils.process_allgather(value))
+    number = next(_GATHERED)
+    name = f"flaxhead/gathered/{number}/{{}}"
+    said = json.dumps(value.tolist())
+    client.key_value_set(name.format(state.process_id), said)
+    told = [
+        json.loads(client.blocking_key_value_get(name.format(one), _DAYS))
+        for one in range(state.num_processes)
+    ]
+    # They have all read what came before.
+    client.key_value_delete(f"flaxhead/gathered/{number - 1}/{state.process_id}")
+    return np.array(told, value.dtype)
 
 
 def differing(text: str) -> int | None:

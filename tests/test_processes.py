@@ -69,11 +69,11 @@ def get_config():
         heads=(
             HeadConfig("logistic", C=(0.1, 1.0)),
             HeadConfig("ridge", alpha=(1.0, 10.0)),
-            HeadConfig("linear", members=2),
+            HeadConfig("linear"),
         ),
         optimizer=OptimizerConfig("sgd", learning_rate=(0.1,)),
-        train=TrainConfig(batch_size=34, steps=20),
-        selection=SelectionConfig("nll", folds=3, extend=0),
+        train=TrainConfig(batch_size=34, steps=8),
+        selection=SelectionConfig("nll", folds=2, extend=0),
     )
 """
 
@@ -327,7 +327,9 @@ def test_a_folder_that_not_all_see_and_other_settings_are_refused(
     with pytest.raises(ValueError, match="process 1 has other settings or other data"):
         loop.run(config, trained)
     monkeypatch.setattr(processes, "differing", lambda text: None)
-    with pytest.raises(ValueError, match="config.json is there for process 0 and not"):
+    with pytest.raises(
+        ValueError, match=r"config\.json is there for process 0 and not"
+    ):
         loop.run(config, trained)
     assert sorted(trained.rglob("*")) == before
 
@@ -339,7 +341,6 @@ def test_a_folder_that_not_all_see_and_other_settings_are_refused(
         ({"num_processes": "0"}, "expected a whole number of 1 or more"),
         ({"num_processes": "2", "process_id": "2"}, "is 2 of 2 processes; expected 0"),
         ({"coordinator_address": "host"}, "is 'host'; expected HOST:PORT"),
-        ({"process_id": "0"}, "all of --coordinator_address, --num_processes, "),
     ],
 )
 def test_what_does_not_name_the_processes_is_refused(told, sentence, monkeypatch):
@@ -351,8 +352,15 @@ def test_what_does_not_name_the_processes_is_refused(told, sentence, monkeypatch
 
 
 def test_many_processes_need_one_workdir():
-    command = [sys.executable, "train.py", "--num_processes=2"]
+    with pytest.raises(ValueError, match="--multihost needs a --workdir, the same for"):
+        processes.join(None, {})
+
+
+def test_where_there_are_no_others_the_flags_are_named(tmp_path):
+    command = [sys.executable, "train.py", "--multihost", f"--workdir={tmp_path / '1'}"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2
-    assert done.stderr.startswith("error: --multihost needs a --workdir")
+    assert done.stderr.startswith("error: --multihost found no other processes (")
+    assert "all of --coordinator_address, --num_processes, --process_id" in done.stderr
     assert len(done.stderr.splitlines()) == 1
+    assert not any(tmp_path.iterdir())
