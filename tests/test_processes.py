@@ -66,11 +66,7 @@ from flaxhead import *
 def get_config():
     return Config(
         data=DataConfig("npz:{data}", unlabelled="drop", views=True),
-        heads=(
-            HeadConfig("logistic", C=(0.1, 1.0)),
-            HeadConfig("ridge", alpha=(1.0, 10.0)),
-            HeadConfig("linear"),
-        ),
+        heads=(HeadConfig("logistic", C=(0.1, 1.0)), HeadConfig("linear")),
         optimizer=OptimizerConfig("sgd", learning_rate=(0.1,)),
         train=TrainConfig(batch_size=34, steps=8),
         selection=SelectionConfig("nll", folds=2, extend=0),
