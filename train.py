@@ -12,13 +12,10 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import os
 import sys
 from pathlib import Path
 
-import jax
-
-from flaxhead import cli, flags, loop
+from flaxhead import cli, flags, loop, processes
 from flaxhead.report.progress import display
 
 
@@ -44,30 +41,25 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--multihost",
         action="store_true",
-        help="join the job's other processes (README.md says how they are found)",
+        help="join the job's other processes, which JAX finds, or these flags name",
     )
+    for name, (value, meaning) in processes.FLAGS.items():
+        parser.add_argument(f"--{name}", metavar=value, help=meaning)
     options, rest = parser.parse_known_args(arguments)
+    told = {name: getattr(options, name) for name in processes.FLAGS}
     with cli.errors():
         config = flags.override(flags.load(options.config), rest)
-        if options.multihost:
-            _join(options.workdir)
+        if options.multihost or any(told.values()):
+            processes.join(options.workdir, told)
         cli.cache_compilations()
         fresh = options.workdir is None
         workdir = _new_folder(Path(options.config).stem) if fresh else options.workdir
-        first = jax.process_index() == 0
+    with processes.watched(workdir, cli.errors(), together=loop.Interrupted):
+        first = processes.first()
         result = loop.run(config, workdir, display=display() if first else None)
         if first:
             print(cli.summary(result, workdir))
     return 0
-
-
-def _join(workdir: str | None) -> None:
-    if not workdir:
-        raise ValueError("--multihost needs a --workdir, the same for all processes")
-    # JAX itself reads JAX_COORDINATOR_ADDRESS.
-    told = [os.environ.get(name) for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID")]
-    count, number = (int(text) if text else None for text in told)
-    jax.distributed.initialize(num_processes=count, process_id=number)
 
 
 def _new_folder(name: str) -> Path:

@@ -17,11 +17,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from flaxhead import processes
 from flaxhead.build import check
 from flaxhead.config import Config
 
 _LARGEST = 10**300  # whole numbers below it are floats too
-_FLAGS = ("--config", "--workdir", "--multihost", "--help")
+_FLAGS = (
+    *("--config", "--workdir", "--multihost", "--help"),
+    *(f"--{name}" for name in processes.FLAGS),
+)
 
 
 def load(path: str) -> Config:

@@ -14,9 +14,17 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
-from flaxhead import build, bundle, checkpoints, crossval, heads, losses, parallel
+from flaxhead import (
+    build,
+    bundle,
+    checkpoints,
+    crossval,
+    heads,
+    losses,
+    parallel,
+    processes,
+)
 from flaxhead.base import Batch, Params
 from flaxhead.config import Config, HeadConfig
 from flaxhead.data import (
@@ -54,6 +62,7 @@ from flaxhead.selection import Candidate, Selection, grid_edges, select
 _LOGITS_KEPT = 2**28  # of all rows of a split, on the host
 _LOGITS_AT_ONCE = 2**22  # where they are more
 _LOG_SECONDS = 5.0  # between two versions of metrics.jsonl in a bucket
+_SHARED_SECONDS = 30.0  # until a file that one host writes is there for another one
 
 
 class Interrupted(Exception):
@@ -137,7 +146,7 @@ def run(
         check_for_checkpoints(workdir)
     _claim(workdir, config, data)
     finished = workdir / "result.json"
-    if finished.exists():
+    if processes.gather(finished.exists())[0]:
         display.say(f"{workdir} holds the finished run; nothing to do")
         return json.loads(finished.read_text())
     loaded_seconds = time.perf_counter() - began
@@ -185,7 +194,7 @@ def _finish(
         result["warnings"] = [*result["warnings"], _ALL_LABELLED]
     for warning in result["warnings"]:
         display.say(f"warning: {warning}")
-    if jax.process_index() == 0:
+    if processes.first():
         write(path, _json(result))
     return result
 
@@ -273,13 +282,7 @@ def _plan(config: Config, data: Dataset) -> _Plan:
                 f"vector a row, {list(data.train.x.shape)}; set it to 'none'"
             )
         build.check_width(f"heads.{number}", head, data.train.x.shape[-1])
-    if build.searched(config):
-        if jax.process_count() > 1:
-            raise ValueError(
-                "heads that are solved, and choosing by folds, run in one process; got "
-                f"{jax.process_count()} of them"
-            )
-    elif not len(data.val.labels):
+    if not build.searched(config) and not len(data.val.labels):
         raise ValueError(
             "there are no validation rows to choose by; set data.val_fraction above 0, "
             "or selection.folds"
@@ -310,7 +313,15 @@ def _claim(workdir: AnyPath, config: Config, data: Dataset) -> None:
     }
     mine = json.loads(json.dumps(mine))
     path = workdir / "config.json"
-    if path.exists():
+    other = processes.differing(json.dumps(mine, sort_keys=True))
+    if other is not None:
+        raise ValueError(
+            f"process {other} has other settings or other data than process 0; "
+            "expected the same command and the same files in all processes"
+        )
+    there = path.exists()
+    _check_shared(path, there)
+    if there:
         try:
             theirs = json.loads(path.read_text())
             changed = [
@@ -337,8 +348,8 @@ def _claim(workdir: AnyPath, config: Config, data: Dataset) -> None:
             f"{workdir} is there and holds no run of flaxhead; expected an empty or a "
             "new folder"
         )
-    _meet("all processes have looked")
-    if jax.process_index() == 0:
+    processes.meet()  # All have looked.
+    if processes.first():
         try:
             if is_local(workdir):
                 workdir.mkdir(parents=True, exist_ok=True)
@@ -348,7 +359,22 @@ def _claim(workdir: AnyPath, config: Config, data: Dataset) -> None:
                 f"the folder {workdir} can't be made or written to ({error.strerror}); "
                 "use another --workdir"
             ) from error
-    _meet("the first one has written")
+    processes.meet()
+    until = time.monotonic() + _SHARED_SECONDS
+    while not path.exists() and time.monotonic() < until:
+        time.sleep(0.1)
+    _check_shared(path, path.exists())
+
+
+def _check_shared(path: AnyPath, there: bool) -> None:
+    """Raises a ValueError where one process has a file that another one lacks."""
+    seen = processes.gather(there)
+    if seen.any() and not seen.all():
+        raise ValueError(
+            f"{path} is there for process {seen.argmax()} and not for process "
+            f"{seen.argmin()}; expected a --workdir that all processes see, such as "
+            "gs://BUCKET/RUN"
+        )
 
 
 def _told(config: dict[str, Any]) -> dict[str, Any]:
@@ -627,16 +653,8 @@ def _train(
 
 def _agreed(pace: float, due: bool, stop: int) -> tuple[float, bool, int]:
     """What all processes go by: the first one's clock, and a signal to any of them."""
-    if jax.process_count() == 1:
-        return pace, due, stop
-    said = multihost_utils.process_allgather(np.array([pace, due, stop], np.float32))
+    said = processes.gather(np.array([pace, due, stop], np.float32))
     return float(said[0, 0]), bool(said[0, 1]), int(said[:, 2].max())
-
-
-def _meet(name: str) -> None:
-    """Waits until every process is here."""
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(name)
 
 
 def _on_host(sweeps: list[_Sweep], progresses: list[Any]) -> list[parallel.Progress]:
@@ -732,9 +750,10 @@ def _search(
 
     def tick(done: int, total: int, best: str, unit: str) -> None:
         display.step(done, total, best, unit)
-        if stopped:
+        _, _, stop = _agreed(0.0, False, stopped[0] if stopped else 0)
+        if stop:
             raise Interrupted(
-                stopped[0],
+                stop,
                 "before anything was chosen; the same command starts again",
             )
 
@@ -748,18 +767,19 @@ def _search(
     metrics = {name: outcome.scores[name] for name in kept}
     won = found.candidates[found.selection.winner].hyperparameters
     chosen = _bundle(plan, found.head, won, found.params, found.statistics)
-    bundle.save(workdir / "head", _scored(chosen, metrics))
     described = [_described(one) for one in found.candidates]
-    log = "".join(json.dumps(one) + "\n" for one in described)
-    write(workdir / "metrics.jsonl", log)
     winner = found.selection.winner
-    choices(workdir / "curves.png", described, winner=winner, metric=plan.metric)
-    if "learning_curve" in outcome.scores:
-        learning_curve(
-            workdir / "learning_curve.png",
-            outcome.scores["learning_curve"],
-            metric=plan.metric,
-        )
+    if processes.first():
+        bundle.save(workdir / "head", _scored(chosen, metrics))
+        log = "".join(json.dumps(one) + "\n" for one in described)
+        write(workdir / "metrics.jsonl", log)
+        choices(workdir / "curves.png", described, winner=winner, metric=plan.metric)
+        if "learning_curve" in outcome.scores:
+            learning_curve(
+                workdir / "learning_curve.png",
+                outcome.scores["learning_curve"],
+                metric=plan.metric,
+            )
     return {
         "selected": {
             **described[winner],
@@ -826,7 +846,7 @@ class _Log:
 
     def __init__(self, path: AnyPath):
         self.path = path
-        self.mine = jax.process_index() == 0
+        self.mine = processes.first()
         self.waiting = ""
         self.written_at = 0.0
 
@@ -975,7 +995,7 @@ def _ship(
         f"{one.hyperparameters['learning_rate']:g}) diverged at step {one.diverged_at}"
         for one in diverged
     ]
-    if jax.process_index() == 0:
+    if processes.first():
         bundle.save(workdir / "head", _scored(chosen, metrics))
         _draw(plan, sweeps, progresses, candidates, winner.index, workdir)
     return {

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from flaxhead import processes
 from flaxhead.base import (
     Array,
     Batch,
@@ -225,7 +226,7 @@ class Sweep(NamedTuple):
       train_rows: the training rows and the statistics of the head.
       val_rows: the validation rows, in chunks.
       settings: hyperparameters and seeds.
-      progress: the shapes of progress; None in a run of several processes.
+      progress: the shapes of progress.
     """
 
     start: Any
@@ -316,20 +317,31 @@ class Shares:
     zeros, so a padded row has weight 0. What is placed is opaque: with several devices
     every leaf has a leading device axis.
 
+    With several processes every one of them makes the same calls in the same order, and
+    places the rows of its own devices only.
+
     Attributes:
       axis: the device axis's name; None on one device.
       devices: how many there are.
       compile_seconds: time spent on compiling so far.
     """
 
-    def __init__(self, devices: int | Sequence[Any] = 0):
+    def __init__(self, devices: int | Sequence[Any] = 0, *, repeated: bool = False):
         """Of so many local devices (0: all); or of any, to compile for and not to run.
 
         With a sequence of devices nothing is placed: what is placed, and what `call`
-        returns, are shapes.
+        returns, are shapes. With several processes all their devices are used; if
+        `repeated`, only the first one of each, for what can't be shared out: each then
+        computes the same, and what the first process fetched counts.
         """
         self.abstract = not isinstance(devices, int)
-        chosen = choose_devices(devices) if isinstance(devices, int) else list(devices)
+        self.repeated = repeated and jax.process_count() > 1
+        if not isinstance(devices, int):
+            chosen = list(devices)
+        elif repeated:
+            chosen = jax.local_devices()[:1]
+        else:
+            chosen = choose_devices(devices)
         self._place = _Placement(chosen, "batch", 1, abstract=self.abstract)
         self._compiled: dict[Any, Any] = {}
         self.axis = AXIS if len(chosen) > 1 else None
@@ -341,17 +353,22 @@ class Shares:
         if self.axis is None:
             return self._place.everywhere(tree)
 
+        lanes = self._place._local_lanes()
+
         def cut(leaf: Any) -> Any:
+            each = -(-leaf.shape[0] // self.devices)
             if self.abstract:
-                each = -(-leaf.shape[0] // self.devices)
                 shape = (self.devices, each, *leaf.shape[1:])
                 return jax.ShapeDtypeStruct(shape, leaf.dtype)
-            leaf = np.asarray(leaf)
-            padding = -len(leaf) % self.devices
-            leaf = np.pad(leaf, [(0, padding), *[(0, 0)] * (leaf.ndim - 1)])
-            return leaf.reshape(self.devices, -1, *leaf.shape[1:])
+            host = np.asarray(leaf)
+            mine = np.zeros((len(lanes), each, *host.shape[1:]), host.dtype)
+            for place, lane in enumerate(lanes):
+                part = host[lane * each : (lane + 1) * each]
+                mine[place, : len(part)] = part
+            return mine
 
-        return self._place._spread(jax.tree.map(cut, tree))
+        cut_up = jax.tree.map(cut, tree)
+        return cut_up if self.abstract else self._place.put(cut_up)
 
     def everywhere(self, tree: PyTree) -> Any:
         """Puts the same on every device."""
@@ -373,7 +390,13 @@ class Shares:
             self._compiled[name] = self._place.compile(function, arguments)
             self.compile_seconds += time.perf_counter() - clock
         program, shapes = self._compiled[name]
-        return shapes if self.abstract else program(*arguments)
+        if self.abstract:
+            return shapes
+        out = program(*arguments)
+        if self._place.processes > 1:
+            # Collectives of programs in flight together would meet in another order.
+            jax.block_until_ready(out)
+        return out
 
     def programs(self) -> list[tuple[str, Any]]:
         """What was compiled, in order, each with its function's name."""
@@ -383,18 +406,25 @@ class Shares:
 
     def first(self, tree: PyTree) -> PyTree:
         """Fetches what is the same on every device, as NumPy arrays."""
-        return self._place.to_host(tree)
+        return self._counting(self._place.to_host(tree))
 
     def whole(self, tree: PyTree, rows: int, *, axis: int = 0) -> PyTree:
         """Fetches arrays with an axis of rows, put together and cut to so many."""
 
         def fetch(leaf: Any) -> np.ndarray:
-            host = np.asarray(leaf)
+            host = self._place._whole(leaf)
             if self.axis is not None:
                 host = np.concatenate(list(host), axis=axis)
             return host[(slice(None),) * axis + (slice(rows),)]
 
-        return jax.tree.map(fetch, tree)
+        return self._counting(jax.tree.map(fetch, tree))
+
+    def _counting(self, tree: PyTree) -> PyTree:
+        if not self.repeated:
+            return tree
+        from jax.experimental import multihost_utils
+
+        return multihost_utils.broadcast_one_to_all(tree)
 
 
 # Heads whose classes are split over devices (`flaxhead.large`). Their arrays are whole
@@ -749,7 +779,12 @@ class _Placement:
         self.by_candidate = split == "candidates" and self.many
         lanes = len(devices) if self.by_candidate else 1
         self.each = -(-candidates // lanes)
-        self.processes = jax.process_count()
+        here = [device.process_index == jax.process_index() for device in devices]
+        self.processes = 1 if abstract or all(here) else jax.process_count()
+        if self.processes > 1:
+            mesh = Mesh(np.array(devices), (AXIS,))
+            self.sharding = NamedSharding(mesh, PartitionSpec(AXIS))
+            return
         # Made once: a function made anew at every call would compile at every call.
         self._copy = jax.pmap(
             lambda lane, tree: tree,
@@ -769,23 +804,20 @@ class _Placement:
     ) -> tuple[Any, Any]:
         """Ahead of time, so that a later call can compile nothing.
 
-        Returns the program and, in a run of one process, the shapes that it returns.
+        Returns the program and the shapes that it returns.
         """
         if self.many:
-            axes = tuple(
-                None if isinstance(leaf, np.integer) else 0 for leaf in arguments
-            )
-            program = jax.pmap(
-                function,
-                axis_name=AXIS,
-                devices=self.chosen,
-                in_axes=axes,
-                donate_argnums=donate,
-            )
+            each = tuple(not isinstance(leaf, np.integer) for leaf in arguments)
             if self.processes > 1:
-                # Its ahead-of-time form can't tell a process's share from the whole;
-                # this one can, and compiles at its first call.
-                return program, None
+                program = self._map(function, each, donate)
+            else:
+                program = jax.pmap(
+                    function,
+                    axis_name=AXIS,
+                    devices=self.chosen,
+                    in_axes=tuple(0 if one else None for one in each),
+                    donate_argnums=donate,
+                )
         elif self.abstract:
             sharding = jax.sharding.SingleDeviceSharding(self.chosen[0])
             program = jax.jit(
@@ -797,7 +829,30 @@ class _Placement:
         else:
             program = jax.jit(function, donate_argnums=donate)
         lowered = program.lower(*arguments)
-        return lowered.compile(options), lowered.out_info
+        compiled = lowered.compile(options)
+        if self.processes > 1:
+            processes.meet()  # The collectives of CPUs don't wait long.
+        return compiled, lowered.out_info
+
+    def _map(self, function: Any, each: tuple[bool, ...], donate: tuple) -> Any:
+        """As `jax.pmap`, which compiles ahead of time only for devices of a process."""
+
+        def one(*arguments: Any) -> Any:
+            mine = (
+                jax.tree.map(lambda leaf: leaf[0], argument) if mapped else argument
+                for argument, mapped in zip(arguments, each, strict=True)
+            )
+            return jax.tree.map(lambda leaf: leaf[None], function(*mine))
+
+        lanes = self.sharding.spec
+        mapped = jax.shard_map(
+            one,
+            mesh=self.sharding.mesh,
+            in_specs=tuple(lanes if one else PartitionSpec() for one in each),
+            out_specs=lanes,
+            check_vma=False,
+        )
+        return jax.jit(mapped, donate_argnums=donate)
 
     def everywhere(self, tree: PyTree) -> PyTree:
         """The same on every device."""
@@ -806,7 +861,14 @@ class _Placement:
             return jax.tree.map(lambda leaf: _shape(leaf, lead), tree)
         if not self.many:
             return jax.device_put(tree, self.chosen[0])
-        return self._copy(np.arange(len(self._local_lanes())), tree)
+        lanes = len(self._local_lanes())
+        if self.processes > 1:
+
+            def repeat(leaf: Any) -> np.ndarray:
+                return np.broadcast_to(leaf, (lanes, *np.shape(leaf)))
+
+            return self.put(jax.tree.map(repeat, tree))
+        return self._copy(np.arange(lanes), tree)
 
     def shares(self, tree: PyTree) -> PyTree:
         """A leading axis of shares: one a device, or the only one on every device."""
@@ -852,8 +914,16 @@ class _Placement:
         if self.abstract:
             return jax.tree.map(_shape, tree)
         lanes = self._local_lanes()
-        local = jax.tree.map(lambda leaf: np.asarray(leaf)[lanes], tree)
-        return self._put(local)
+        return self.put(jax.tree.map(lambda leaf: np.asarray(leaf)[lanes], tree))
+
+    def put(self, tree: PyTree) -> PyTree:
+        """A leading axis of this process's devices."""
+        if self.processes == 1:
+            return self._put(tree)
+        return jax.tree.map(
+            lambda leaf: jax.make_array_from_process_local_data(self.sharding, leaf),
+            tree,
+        )
 
     def _local_lanes(self) -> list[int]:
         mine = jax.process_index()

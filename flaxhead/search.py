@@ -246,7 +246,7 @@ def build_programs(
     # A minibatch is drawn from all rows, and a graph joins them: they stay together.
     alone = shared
     if shared.devices > 1:
-        alone = Shares(1 if devices is None else devices[:1])
+        alone = Shares(repeated=True) if devices is None else Shares(devices[:1])
     configs = question.config.heads
     return [
         _programs(

@@ -10,6 +10,7 @@ import flaxhead
 ORDER = (
     "base",
     "paths",
+    "processes",
     "metrics",
     "comparison",
     "heads",
