@@ -16,6 +16,7 @@ import numpy as np
 from flaxhead import folds, heads, losses, optim, solvers
 from flaxhead.base import Array, Fit, Head, Hyperparameters, Learner, Loss, PyTree
 from flaxhead.config import Config, HeadConfig
+from flaxhead.data import RESIDENCIES, not_streamed
 from flaxhead.distillation import distill
 from flaxhead.ensembles import (
     bagging,
@@ -154,6 +155,7 @@ def check(config: Config) -> None:
     _one_of("selection.rule", config.selection.rule, RULES)
     _check_folds(config)
     _check_sampling(config)
+    _check_residency(config)
     _check_snapshots(config)
     _at_least("checkpoint.keep", config.checkpoint.keep, 1)
     _at_least("checkpoint.every_seconds", config.checkpoint.every_seconds, 0)
@@ -756,6 +758,15 @@ def make_learner(
     return learner(made_head, objective, tx, axis=axis)
 
 
+def whole(config: Config) -> str:
+    """Returns the setting by which every device needs all training rows, or ""."""
+    if config.consistency.method != "none":
+        return "consistency.method"
+    if config.train.sampling != "uniform":
+        return f"train.sampling {config.train.sampling!r}"
+    return not_streamed(config.data)
+
+
 def sees_views(config: Config, head: HeadConfig) -> bool:
     """Whether a head learns from all views of a row, and not from view 0 alone."""
     alone = head.name in SOLVED or head.graph or head.distill or head.prune
@@ -964,6 +975,34 @@ def _check_sampling(config: Config) -> None:
         raise ValueError(
             f"train.sampling is {sampling!r} and {again[0]} is set, and either is "
             "there to make up for rare classes; leave one of them out"
+        )
+
+
+def _check_residency(config: Config) -> None:
+    data = config.data
+    _one_of("data.residency", data.residency, RESIDENCIES)
+    _at_least("data.window_bytes", data.window_bytes, 1)
+    if data.residency in ("auto", "replicated"):
+        return
+    asked = f"data.residency is {data.residency!r}"
+    if searched(config):
+        raise ValueError(
+            f"{asked}, which is for heads that are trained by steps and chosen by the "
+            "validation rows, and some are solved, of several members, or compared as "
+            "whole fits; set it to 'auto'"
+        )
+    if reason := whole(config):
+        raise ValueError(
+            f"{asked}, but every device needs all rows, by {reason}; leave one out"
+        )
+    if data.residency == "sharded" and config.train.split != "batch":
+        raise ValueError(
+            f"{asked} and train.split {config.train.split!r}, whose devices need all "
+            "rows; set train.split to 'batch'"
+        )
+    if data.residency == "streamed" and jax.process_count() > 1:
+        raise ValueError(
+            f"{asked}, which one process does; this one has {jax.process_count()}"
         )
 
 

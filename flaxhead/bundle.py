@@ -26,6 +26,7 @@ from safetensors.numpy import save as to_safetensors
 from flaxhead.base import Array, Head, Params, Tokens
 from flaxhead.build import make_head
 from flaxhead.config import DataConfig, HeadConfig
+from flaxhead.data import Stored
 from flaxhead.metrics import Output
 from flaxhead.paths import Location, is_local, part, to_path, write
 
@@ -123,16 +124,20 @@ def feature_spec(x: Any, *, config: HeadConfig, backbone: str) -> FeatureSpec:
     >>> feature_spec(x, config=HeadConfig(), backbone="").norm_mean
     2.0
     """
-    values = np.asarray(x.values if isinstance(x, Tokens) else x)
-    norms = _norms(x)
+    values = x.values if isinstance(x, Tokens) else x
+    if isinstance(values, Stored) and values.scan:
+        mean, std = values.scan.norms
+    else:
+        norms = _norms(x)
+        mean, std = float(norms.mean()), float(norms.std())
     return FeatureSpec(
         dim=values.shape[-1],
         dtype=str(values.dtype),
         tokens=values.ndim == 3,
         normalization=config.normalization,
         backbone=backbone,
-        norm_mean=float(norms.mean()),
-        norm_std=float(norms.std()),
+        norm_mean=mean,
+        norm_std=std,
         masked=isinstance(x, Tokens),
     )
 

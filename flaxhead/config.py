@@ -43,6 +43,13 @@ class DataConfig:
     imbalance: float = 0.0
     """If not 0, training rows are left out until the largest class has so many times
     the rows of the smallest, others in between, to see what rare classes do."""
+    residency: str = "auto"
+    """Where the training embeddings are (heads trained by steps): `replicated`, all on
+    every device; `sharded`, split over the devices; `streamed`, in files, a window of
+    them at a time in memory; or `auto`: the first of these that fits."""
+    window_bytes: int = 2**28
+    """What a window holds (`streamed`), whose rows are shuffled; of about four of them
+    at once there is memory to spare."""
     allow_unseen: bool = False
     """Accept classes in `val` or `test` that `train` lacks, and report them apart."""
     embeddings_field: str = ""

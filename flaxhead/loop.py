@@ -9,7 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
 import jax
@@ -30,9 +30,13 @@ from flaxhead.config import Config, HeadConfig
 from flaxhead.data import (
     Dataset,
     Embeddings,
+    Stored,
     concatenate,
+    feature_statistics,
     fingerprint,
     load,
+    measure,
+    scan,
     to_batch,
 )
 from flaxhead.metrics import (
@@ -56,6 +60,7 @@ from flaxhead.report.choices import choices
 from flaxhead.report.curves import curves
 from flaxhead.report.learning_curve import learning_curve
 from flaxhead.report.progress import Display, quiet
+from flaxhead.sampling import Windows, make_windows
 from flaxhead.search import Question, head_names, rank
 from flaxhead.selection import Candidate, Selection, grid_edges, select
 
@@ -100,6 +105,7 @@ class _Plan(NamedTuple):
     evaluate_at: tuple[int, ...]
     class_weights: np.ndarray | None
     class_counts: np.ndarray | None
+    windows: Windows | None  # where training rows are streamed
 
 
 def run(
@@ -139,7 +145,12 @@ def run(
     display = display or quiet()
     build.check(config)
     workdir = to_path(workdir)
-    data = load(config.data) if data is None else data
+    config, data = _settle_residency(config, workdir, data, display)
+    if data is None:
+        data = load(
+            config.data, tick=lambda done, rows: display.step(done, rows, "", "rows")
+        )
+    data = _scanned(config, data)
     plan = _plan(config, data)
     chosen_by = crossval.pool(config, data) if build.searched(config) else None
     if chosen_by is None:
@@ -232,6 +243,87 @@ def _scored(chosen: bundle.Bundle, scores: dict[str, Any]) -> bundle.Bundle:
 # Before training.
 
 
+def _settle_residency(
+    config: Config, workdir: AnyPath, data: Dataset | None, display: Display
+) -> tuple[Config, Dataset | None]:
+    """Puts the choice of `auto` into the settings, and tells of it.
+
+    A run that is gone on with stays with what it has chosen: the order of its rows
+    depends on it. Where only reading tells how large the data is, it is returned.
+    """
+    if config.data.residency != "auto" or build.searched(config):
+        return config, data
+
+    def settled(chosen: str, why: str) -> tuple[Config, Dataset | None]:
+        asked = dataclasses.replace(config.data, residency=chosen)
+        changed = dataclasses.replace(config, data=asked)
+        build.check(changed)
+        display.say(f"embeddings {chosen}: {why}")
+        return changed, data
+
+    claimed = None
+    # There may be no run, or one that `_claim` will refuse.
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        told = json.loads((workdir / "config.json").read_text())
+        claimed = told["config"]["data"]["residency"]
+    if claimed is not None:
+        return settled(claimed, "as this run began")
+    size = unread = None
+    try:
+        size = measure(config.data) if data is None else data.train.x.nbytes
+    except ValueError as error:
+        unread = error  # in part, as a compressed file: as a whole, it may be
+    if size is None:
+        data = load(config.data)
+        size = data.train.x.nbytes
+    chosen, why = residency(config, size)
+    if chosen == "streamed" and unread is not None:
+        raise unread
+    return settled(chosen, why)
+
+
+def residency(
+    config: Config, size: int, *, devices: int = 0, capacity: int | None = None
+) -> tuple[str, str]:
+    """Returns what `data.residency` of `auto` comes to, and why.
+
+    Args:
+      config: all settings.
+      size: bytes of the training embeddings.
+      devices: how many; 0: those of this machine that `config` asks for.
+      capacity: memory of each in bytes, where they aren't here.
+    """
+    if reason := build.whole(config):
+        return "replicated", f"every device needs all rows, by {reason}"
+    if jax.process_count() > 1:
+        return "replicated", "there are several processes, and nothing else was asked"
+    host = None
+    if not devices:
+        chosen = parallel.choose_devices(config.train.devices)
+        devices, (capacity, host) = len(chosen), parallel.memory(chosen)
+    if capacity is None:
+        return "replicated", "how much memory a device has is not known"
+    where = parallel.choose_residency(size, devices=devices, device=capacity, host=host)
+    if where == "sharded" and config.train.split != "batch":
+        where = "streamed"
+    told = f"{size / 1e6:,.0f} MB, and a device has {capacity / 1e6:,.0f} MB"
+    several = f" (there are {devices})" if devices > 1 else ""
+    of_host = f", this machine {host / 1e6:,.0f} MB" if host is not None else ""
+    return where, told + several + of_host
+
+
+def _scanned(config: Config, data: Dataset) -> Dataset:
+    """Reads through training embeddings that no device will hold as a whole."""
+    if build.searched(config):
+        return data
+    notes = {**data.notes, "residency": config.data.residency}
+    data = data._replace(notes=notes)
+    x = data.train.x
+    if config.data.residency != "streamed" or (isinstance(x, Stored) and x.scan):
+        return data
+    return data._replace(train=scan(data.train, "train"))
+
+
 def _plan(config: Config, data: Dataset) -> _Plan:
     several = data.train.views is not None
     if several != config.data.views:
@@ -302,6 +394,7 @@ def _plan(config: Config, data: Dataset) -> _Plan:
         evaluate_at,
         class_weights=weights,
         class_counts=counts if build.uses_counts(config, data.task) else None,
+        windows=_windows(config, data.train.x),
     )
 
 
@@ -449,14 +542,24 @@ def _with_logits(plan: _Plan) -> bool:
 def _compile(plan: _Plan) -> list[_Sweep]:
     data = _training_rows(plan)
     train, val = to_batch(data, views=True), to_batch(plan.data.val)
-    rows = parallel.place_rows(train, devices=plan.config.train.devices)
-    names = head_names(plan.config.heads)
-    mean, std = heads.statistics(to_batch(data).x, train.weights)
-    statistics = np.asarray(mean), np.asarray(std)
+    names, rows = head_names(plan.config.heads), None
+    if isinstance(data.x, Stored) and data.x.scan:
+        statistics = data.x.scan.statistics
+    elif plan.config.data.residency == "sharded":
+        statistics = feature_statistics(data)
+    else:
+        mean, std = heads.statistics(to_batch(data).x, train.weights)
+        statistics = np.asarray(mean), np.asarray(std)
     sweeps = []
     for name, head in zip(names, plan.config.heads, strict=True):
         grid = build.grid(plan.config, head, plan.batch_size)
         problem = _problem(plan, head, grid, train, val, statistics)
+        if rows is None:
+            rows = parallel.place_rows(
+                problem,
+                devices=plan.config.train.devices,
+                split=plan.config.train.split,
+            )
         program = parallel.compile_sweep(
             problem,
             devices=plan.config.train.devices,
@@ -523,7 +626,24 @@ def _problem(
         patience=config.train.patience,
         unlabelled=build.unlabelled_rows(config, head, plan.batch_size),
         balanced=build.balanced_classes(config, classes),
+        sharded=config.data.residency == "sharded",
+        windows=plan.windows,
     )
+
+
+def _windows(config: Config, x: Any) -> Windows | None:
+    if config.data.residency != "streamed":
+        return None
+    asked = config.data.window_bytes
+    row_bytes = x.nbytes // len(x)
+    block = x.block if isinstance(x, Stored) else 0
+    if block * row_bytes * 4 > asked:
+        raise ValueError(
+            f"data.window_bytes is {asked}, but the file's groups of up to {block} rows"
+            f" can only be read as a whole, {block * row_bytes} bytes, and a window "
+            "should have several; raise it, or write smaller groups (row_group_size)"
+        )
+    return make_windows(len(x), row_bytes=row_bytes, window_bytes=asked, block=block)
 
 
 def _class_counts(data: Dataset) -> np.ndarray:
@@ -608,6 +728,8 @@ def _train(
         boundary = next(at for at in plan.evaluate_at if at > step)
         # About a second of work, so that signals and the bar are never far.
         chunk = min(boundary - step, max(1, int(pace)) if pace else 64)
+        # Sweeps take turns with what is streamed, so none runs ahead.
+        chunk = min(chunk, sweeps[0].program.until(step) - step)
         clock = time.monotonic()
         for number, sweep in enumerate(sweeps):
             if running[number]:
@@ -638,6 +760,7 @@ def _train(
             checkpoints.save(manager, step, _on_host(sweeps, progresses), score=best)
             saved_at = time.monotonic()
         if stop:
+            sweeps[0].program.close()
             manager.wait_until_finished()
             manager.close()
             raise Interrupted(
@@ -645,6 +768,7 @@ def _train(
                 f"after step {step}, which is saved; the same command with "
                 f"--workdir={workdir} goes on from there",
             )
+    sweeps[0].program.close()
     display.close()
     manager.wait_until_finished()
     manager.close()

@@ -8,9 +8,13 @@ however many devices there are and whichever of the two axes is split over them.
 from __future__ import annotations
 
 import glob
+import math
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -30,9 +34,11 @@ from flaxhead.base import (
     PyTree,
     State,
 )
+from flaxhead.data.stored import Stored
+from flaxhead.data.stream import chunks
 from flaxhead.metrics import Output, ScoreSums, score_sums
 from flaxhead.objectives.rows import labelled
-from flaxhead.sampling import batch_rows, labelled_first, mixed_rows
+from flaxhead.sampling import Windows, batch_rows, labelled_first, mixed_rows
 
 AXIS = "devices"
 CLASSES = "classes"
@@ -48,6 +54,7 @@ _NO_TPU = {
 _LOSS_SLOTS = 256
 _STATE = 2**31
 _LOGITS_AT_ONCE = 2**23
+_CHUNK_BYTES = 2**26  # of streamed rows on the devices, and as many on their way there
 
 
 class Progress(NamedTuple):
@@ -94,6 +101,10 @@ class Problem(NamedTuple):
         `batch_size` counts those with one.
       balanced: how many classes there are, if a step sees as many labelled rows of
         each; 0: all rows come equally often.
+      sharded: whether each device holds a part of the training rows, and draws its
+        share of each batch from them.
+      windows: how the training rows are cut, if they are streamed; None: the devices
+        hold them.
     """
 
     make_learner: Callable[[Hyperparameters, PyTree, str | None], Learner]
@@ -110,6 +121,8 @@ class Problem(NamedTuple):
     patience: int
     unlabelled: int = 0
     balanced: int = 0
+    sharded: bool = False
+    windows: Windows | None = None
 
 
 class Program(NamedTuple):
@@ -118,21 +131,27 @@ class Program(NamedTuple):
     Attributes:
       start: `() -> progress`.
       train: `(progress, first, steps) -> progress`: `steps` more steps after `first`
-        ones, any number of them in one dispatch.
+        ones, any number of them in one dispatch, but for what is streamed: a dispatch
+        a chunk.
+      until: `(first) -> step`, which the steps after `first` ones should not go beyond:
+        programs that share streamed rows take turns there.
       evaluate: `(progress) -> (sums, logits)` on the host: `ScoreSums` with a leading
         candidate axis, and `[candidates, rows, classes]` logits if they were asked for.
       keep_best: `(progress, scores) -> progress`, scores `[candidates]`.
       to_host: progress, or part of it, as NumPy arrays; typed keys as their words.
       from_host: the reverse, on these devices.
+      close: `()`, when no more steps are to come.
       compile_seconds: time spent on compiling.
     """
 
     start: Callable[[], Any]
     train: Callable[[Any, int, int], Any]
+    until: Callable[[int], int]
     evaluate: Callable[[Any], tuple[ScoreSums, np.ndarray | None]]
     keep_best: Callable[[Any, np.ndarray], Any]
     to_host: Callable[[Any], Any]
     from_host: Callable[[Progress], Any]
+    close: Callable[[], None]
     compile_seconds: float
 
 
@@ -146,14 +165,89 @@ def loss_slots(steps: int) -> np.ndarray:
     return np.arange(steps) * slots // steps
 
 
-def place_rows(rows: Batch, *, devices: int = 0) -> PyTree:
-    """Puts training rows on every device, once for all the sweeps that train on them.
+def place_rows(problem: Problem, *, devices: int = 0, split: str = "batch") -> Any:
+    """Puts training rows on the devices, once for all the sweeps that train on them.
 
     Args:
-      rows: in host memory.
+      problem: of one of the sweeps.
       devices: as for `compile_sweep`.
+      split: as for `compile_sweep`.
     """
-    return _Placement(choose_devices(devices), "batch", 1).everywhere(rows)
+    return _place_rows(problem, _Placement(choose_devices(devices), split, 1))
+
+
+def _place_rows(problem: Problem, place: _Placement) -> Any:
+    if problem.windows is not None:
+        return _Feed(problem, place)
+    return (place.dealt if problem.sharded else place.everywhere)(problem.train)
+
+
+class _Feed:
+    """Streamed rows: some steps' of them on the devices, the next ones on their way."""
+
+    def __init__(self, problem: Problem, place: _Placement):
+        self._problem, self._place = problem, place
+        self._chunk: Any = None
+        self._first = self._end = 0
+        self._coming: Iterator[Any] | None = None
+        self._thread = ThreadPoolExecutor(1)
+        self._next: Future[Any] | None = None
+
+    def at(self, step: int) -> tuple[Any, int, int]:
+        """The chunk that has a step, its first step, and the one after its last."""
+        if not self._first <= step < self._end:
+            if step != self._end or self._coming is None:
+                self.close()
+                self._coming = self._from(step)
+                self._next = self._thread.submit(next, self._coming)
+            assert self._next is not None
+            self._chunk = None  # its memory is wanted
+            self._chunk, self._first, self._end = self._next.result()
+            self._next = self._thread.submit(next, self._coming, None)
+        return self._chunk, self._first, self._end
+
+    def _from(self, step: int) -> Iterator[tuple[Any, int, int]]:
+        problem, size = self._problem, _batch_rows(self._problem)
+        assert problem.windows is not None
+        many = _chunk_steps(problem)
+        read = chunks(
+            problem.train,
+            problem.windows,
+            seed=problem.order_seed,
+            size=many * size,
+            first=step * size,
+            last=problem.steps * size,
+        )
+        for chunk in read:
+            until = min(step + many, problem.steps)
+            yield self._place.positions(chunk, size), step, until
+            step = until
+
+    def close(self) -> None:
+        """Stops reading."""
+        if self._next is not None:
+            self._next.exception()  # is done by then
+            self._thread.submit(self._coming.close).result()  # pyright: ignore
+        self._coming = self._next = None
+
+
+def _batch_rows(problem: Problem) -> int:
+    """Rows a step over all devices."""
+    rows = problem.train.labels.shape[0]
+    return min(problem.batch_size, rows) + problem.unlabelled
+
+
+def _chunk_steps(problem: Problem) -> int:
+    """Steps whose rows are a chunk."""
+    step_bytes = _row_bytes(problem.train) * _batch_rows(problem)
+    return max(1, min(problem.steps, _CHUNK_BYTES // step_bytes))
+
+
+def _row_bytes(rows: Batch) -> int:
+    return sum(
+        math.prod(leaf.shape[1:]) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(rows)
+    )
 
 
 def compile_sweep(
@@ -162,7 +256,7 @@ def compile_sweep(
     devices: int = 0,
     split: str = "batch",
     with_logits: bool = False,
-    rows: PyTree | None = None,
+    rows: Any = None,
 ) -> Program:
     """Compiles a sweep for the devices of this machine, or of all processes.
 
@@ -172,7 +266,7 @@ def compile_sweep(
       split: `batch` shares each batch out over devices (data parallel: sums and counts
         are added over them), `candidates` shares the candidates out (no communication).
       with_logits: whether `evaluate` returns the logits too, for metrics that rank.
-      rows: `problem.train` as `place_rows` placed it; None: place it.
+      rows: what `place_rows` returned; None: place them.
 
     Raises:
       ValueError: more devices are asked for than there are.
@@ -181,20 +275,39 @@ def compile_sweep(
     clock = time.perf_counter()
     made = _sweep(problem, place, with_logits, rows)
     compile_seconds = time.perf_counter() - clock
-    train_rows, val_rows, settings = made.train_rows, made.val_rows, made.settings
+    train_rows, settings = made.train_rows, made.settings
+    feed = train_rows[0] if isinstance(train_rows[0], _Feed) else None
 
     def run_train(progress: Progress, first: int, steps: int) -> Progress:
+        end = first + steps
+        while feed is not None:
+            chunk, begin, until = feed.at(first)
+            until = min(until, end)
+            progress = made.train(
+                progress,
+                (chunk, train_rows[1]),
+                settings,
+                *map(np.int32, (first, until - first, begin)),
+            )
+            if until == end:
+                return progress
+            jax.block_until_ready(progress.diverged_at)
+            first = until
         return made.train(
-            progress, train_rows, settings, np.int32(first), np.int32(steps)
+            progress, train_rows, settings, *map(np.int32, (first, steps, 0))
         )
 
     def run_evaluate(progress: Progress) -> tuple[ScoreSums, np.ndarray | None]:
-        sums, logits = made.evaluate(progress.state.params, train_rows[1], val_rows)
-        if with_logits:
-            # [(devices,) chunks, candidates, rows, classes] -> [candidates, rows, ...]
-            host = place.logits_to_host(logits)
-            return place.to_host(sums), host[:, : problem.val.labels.shape[0]]
-        return place.to_host(sums), None
+        total, scored = None, []
+        for count, rows in made.val_rows():
+            sums, logits = made.evaluate(progress.state.params, train_rows[1], rows)
+            sums = place.to_host(sums)
+            total = sums if total is None else jax.tree.map(np.add, total, sums)
+            if with_logits:
+                # [(devices,) chunks, candidates, rows, classes] -> [candidates, ...]
+                scored.append(place.logits_to_host(logits)[:, :count])
+        assert total is not None
+        return total, np.concatenate(scored, axis=1) if with_logits else None
 
     def run_keep(progress: Progress, scores: np.ndarray) -> Progress:
         return made.keep(progress, place.candidates(scores.astype(np.float32)))
@@ -205,12 +318,14 @@ def compile_sweep(
         return progress._replace(state=progress.state._replace(key=key))
 
     return Program(
-        start=lambda: made.start(train_rows, settings),
+        start=lambda: made.start(made.one_row, settings),
         train=run_train,
+        until=lambda first: problem.steps if feed is None else feed.at(first)[2],
         evaluate=run_evaluate,
         keep_best=run_keep,
         to_host=place.to_host,
         from_host=from_host,
+        close=lambda: None if feed is None else feed.close(),
         compile_seconds=compile_seconds,
     )
 
@@ -219,12 +334,15 @@ class Sweep(NamedTuple):
     """A sweep's compiled programs, and what they are called with, placed.
 
     Attributes:
-      start: `(train_rows, settings) -> progress`.
-      train: `(progress, train_rows, settings, first, steps) -> progress`.
+      start: `(one_row, settings) -> progress`.
+      train: `(progress, train_rows, settings, first, steps, begin) -> progress`, where
+        streamed rows are those from step `begin` on.
       evaluate: `(params, statistics, val_rows) -> (sums, logits)`.
       keep: `(progress, scores) -> progress`.
+      one_row: a training row, for its shape, and the statistics of the head.
       train_rows: the training rows and the statistics of the head.
-      val_rows: the validation rows, in chunks.
+      val_rows: `() -> iterator of (rows, what they are)`, the validation rows in
+        chunks: all at once, or piece by piece where they stay on the disk.
       settings: hyperparameters and seeds.
       progress: the shapes of progress.
     """
@@ -233,6 +351,7 @@ class Sweep(NamedTuple):
     train: Any
     evaluate: Any
     keep: Any
+    one_row: Any
     train_rows: Any
     val_rows: Any
     settings: Any
@@ -261,22 +380,48 @@ def plan_sweep(
     return _sweep(problem, place, with_logits, None)
 
 
-def _sweep(
-    problem: Problem, place: _Placement, with_logits: bool, rows: PyTree | None
-) -> Sweep:
+def _sweep(problem: Problem, place: _Placement, with_logits: bool, rows: Any) -> Sweep:
     lanes = len(place.chosen)
     axis = AXIS if lanes > 1 and not place.by_candidate else None
     shares = lanes if axis else 1
-    rows = place.everywhere(problem.train) if rows is None else rows
-    train_rows = (rows, place.everywhere(problem.statistics))
-    val_rows = place.shares(_in_chunks(problem, shares, place.each))
+    rows = _place_rows(problem, place) if rows is None else rows
+    statistics = place.everywhere(problem.statistics)
+    train_rows = shapes_of_rows = (rows, statistics)
+    if problem.windows is not None:
+        size = _batch_rows(problem)
+        chunk = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(
+                (_chunk_steps(problem) * size, *leaf.shape[1:]), leaf.dtype
+            ),
+            problem.train,
+        )
+        shapes_of_rows = place.positions(chunk, size, shapes=True), statistics
+    one_row = jax.tree.map(lambda leaf: np.asarray(leaf[:1]), problem.train)
+    one_row = place.everywhere(one_row), statistics
+
+    def cut(piece: Batch) -> Any:
+        return place.shares(_in_chunks(problem, piece, shares, place.each))
+
+    first_rows = cut(next(_pieces(problem.val))[1])
+
+    def val_rows() -> Iterator[tuple[int, Any]]:
+        if not _is_stored(problem.val):
+            yield problem.val.labels.shape[0], first_rows
+            return
+        for count, piece in _pieces(problem.val):
+            yield count, cut(piece)
+
     settings = place.candidates((problem.hyperparameters, problem.seeds))
 
     def start(rows: Any, settings: Any) -> Progress:
         return _start(problem, rows, settings, axis)
 
-    def train(progress: Progress, rows: Any, settings: Any, first: Any, steps: Any):
-        return _train(problem, progress, rows, settings, first, steps, axis, shares)
+    def train(
+        progress: Progress, rows: Any, settings: Any, first: Any, steps: Any, begin: Any
+    ) -> Progress:
+        return _train(
+            problem, progress, rows, settings, first, steps, begin, axis, shares
+        )
 
     def evaluate(params: Params, statistics: PyTree, chunks: Batch):
         return _evaluate(problem, params, statistics, chunks, axis, with_logits)
@@ -284,16 +429,16 @@ def _sweep(
     def keep(progress: Progress, scores: Array) -> Progress:
         return _keep_best(progress, scores, problem.patience)
 
-    start_program, shapes = place.compile(start, (train_rows, settings))
-    progress = shapes if place.abstract else start_program(train_rows, settings)
+    start_program, shapes = place.compile(start, (one_row, settings))
+    progress = shapes if place.abstract else start_program(one_row, settings)
     train_program, _ = place.compile(
         train,
-        (progress, train_rows, settings, np.int32(0), np.int32(0)),
+        (progress, shapes_of_rows, settings, *[np.int32(0)] * 3),
         donate=(0,),
         options=_TRAIN_OPTIONS if place.chosen[0].platform == "cpu" else None,
     )
     evaluate_program, _ = place.compile(
-        evaluate, (progress.state.params, train_rows[1], val_rows)
+        evaluate, (progress.state.params, train_rows[1], first_rows)
     )
     no_scores = place.candidates(np.zeros(len(problem.seeds), np.float32))
     keep_program, _ = place.compile(keep, (progress, no_scores), donate=(0,))
@@ -302,7 +447,8 @@ def _sweep(
         train_program,
         evaluate_program,
         keep_program,
-        train_rows,
+        one_row,
+        shapes_of_rows if place.abstract else train_rows,
         val_rows,
         settings,
         shapes,
@@ -550,9 +696,8 @@ def _class_specs(tree: PyTree) -> PyTree:
 
 
 def _start(problem: Problem, rows: Any, settings: Any, axis: str | None) -> Progress:
-    data, statistics = rows
+    one_row, statistics = rows
     hyperparameters, seeds = settings
-    one_row = jax.tree.map(lambda leaf: leaf[:1], data)
 
     def init(hyperparameters: Hyperparameters, seed: Array) -> State:
         learner = problem.make_learner(hyperparameters, statistics, axis)
@@ -580,13 +725,14 @@ def _train(
     settings: Any,
     first: Array,
     steps: Array,
+    begin: Array,
     axis: str | None,
     shares: int,
 ) -> Progress:
     data, statistics = rows
     hyperparameters, _ = settings
-    count = data.labels.shape[0]
-    size = min(problem.batch_size, count) + problem.unlabelled
+    count = problem.train.labels.shape[0]
+    size = _batch_rows(problem)
     sizes = size - problem.unlabelled, problem.unlabelled
     share = -(-size // shares)
     lane = jax.lax.axis_index(axis) if axis else 0
@@ -598,9 +744,31 @@ def _train(
         order = labelled_first(labelled(data), data.labels, classes=problem.balanced)
 
     def batch(step: Array) -> Batch:
+        if problem.windows is not None:
+            at = (step - begin) * share
+            return jax.tree.map(
+                lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, at, share), data
+            )
         # Where the batch does not divide by the devices the last one pads.
         there = positions < size
-        if order is None:
+        if problem.sharded:
+            # Positions are dealt out as rows were (`dealt`), and a device has an order
+            # of its own rows.
+            own = jnp.maximum((count + shares - 1 - lane) // shares, 1)
+
+            def before(step: Array) -> Array:
+                begin = step.astype(jnp.uint32) * jnp.uint32(size)
+                begin += jnp.asarray(shares - 1 - lane, jnp.uint32)
+                return begin // jnp.uint32(shares)
+
+            there = jnp.arange(share) < before(step + 1) - before(step)
+            index = batch_rows(
+                jax.random.fold_in(order_key, lane),
+                before(step),
+                rows=jnp.asarray(own, jnp.uint32),
+                positions=jnp.arange(share),
+            )
+        elif order is None:
             first_position = step.astype(jnp.uint32) * jnp.uint32(size)
             index = batch_rows(
                 order_key, first_position, rows=count, positions=positions
@@ -703,9 +871,34 @@ def _keep_best(progress: Progress, scores: Array, patience: int) -> Progress:
     )
 
 
-def _in_chunks(problem: Problem, shares: int, candidates: int) -> Batch:
-    """The validation rows as `[shares, chunks, rows, ...]`, padded with weight 0."""
-    val = problem.val
+def _is_stored(rows: Batch) -> bool:
+    return any(isinstance(leaf, Stored) for leaf in jax.tree.leaves(rows))
+
+
+def _pieces(rows: Batch) -> Iterator[tuple[int, Batch]]:
+    """Rows that stay on the disk in pieces of one size, padded; others as they are."""
+    count = rows.labels.shape[0]
+    size = min(count, max(1, _CHUNK_BYTES // _row_bytes(rows)))
+    if not _is_stored(rows):
+        yield count, rows
+        return
+    for start in range(0, count, size):
+        part = jax.tree.map(lambda leaf: leaf[start : start + size], rows)  # noqa: B023
+        own = len(part.labels)
+        yield own, _padded(part, size - own)
+
+
+def _padded(rows: Batch, more: int) -> Batch:
+    """Adds repeats of the first row, which are ordinary numbers, with weight 0."""
+    weights = np.concatenate([rows.weights, np.zeros(more, np.float32)])
+    rows = jax.tree.map(
+        lambda leaf: np.concatenate([leaf, np.repeat(leaf[:1], more, axis=0)]), rows
+    )
+    return rows._replace(weights=weights)
+
+
+def _in_chunks(problem: Problem, val: Batch, shares: int, candidates: int) -> Batch:
+    """Validation rows as `[shares, chunks, rows, ...]`, padded with weight 0."""
     count = val.labels.shape[0]
     many = val.labels.ndim == 2
     classes = val.labels.shape[1] if many else int(problem.train.labels.max()) + 1
@@ -714,14 +907,67 @@ def _in_chunks(problem: Problem, shares: int, candidates: int) -> Batch:
     chunks = -(-share // rows)
     padding = shares * chunks * rows - count
 
-    def cut(leaf: Any) -> np.ndarray:
-        # Repeats of the first row, so that padding is ordinary numbers.
-        leaf = np.concatenate([leaf, np.repeat(leaf[:1], padding, axis=0)])
-        return leaf.reshape(shares, chunks, rows, *leaf.shape[1:])
+    return jax.tree.map(
+        lambda leaf: leaf.reshape(shares, chunks, rows, *leaf.shape[1:]),
+        _padded(val, padding),
+    )
 
-    weights = np.concatenate([val.weights, np.zeros(padding, np.float32)])
-    padded = jax.tree.map(cut, val)
-    return padded._replace(weights=weights.reshape(shares, chunks, rows))
+
+def choose_residency(size: int, *, devices: int, device: int, host: int | None) -> str:
+    """Returns where training embeddings go: the first place where they fit.
+
+    Three fifths of a memory are for them: the rest is for what else there is.
+
+    Args:
+      size: their bytes.
+      devices: how many devices there are.
+      device: memory of each, in bytes.
+      host: memory of this machine, where they have to be first; None: not known.
+
+    Returns:
+      `replicated`, `sharded` (over several devices) or `streamed`.
+
+    >>> [
+    ...     choose_residency(size * 10**9, devices=8, device=16 * 10**9, host=10**11)
+    ...     for size in (9, 10, 59, 61)
+    ... ]
+    ['replicated', 'sharded', 'sharded', 'streamed']
+    """
+    room = device * 3 // 5
+    if host is not None and size > host * 3 // 5:
+        return "streamed"
+    if size <= room:
+        return "replicated"
+    if devices > 1 and size <= devices * room:
+        return "sharded"
+    return "streamed"
+
+
+def memory(devices: Sequence[Any]) -> tuple[int | None, int | None]:
+    """Returns bytes of each device, and of this machine, that a process may use.
+
+    Devices that are parts of the machine's own processor share what it has, and its
+    memory holds the data too.
+    """
+    host = _host_memory()
+    if devices[0].platform == "cpu":
+        return None if host is None else host // (len(devices) + 1), host
+    stats = devices[0].memory_stats()
+    return stats.get("bytes_limit") if stats else None, host
+
+
+def _host_memory() -> int | None:
+    """Available memory, or what the control group leaves of it; None: not known."""
+    try:
+        told = Path("/proc/meminfo").read_text()
+        free = [int(told.split("MemAvailable:")[1].split()[0]) * 1024]
+    except (OSError, IndexError):
+        return None
+    group = Path("/sys/fs/cgroup")
+    with suppress(OSError, ValueError):  # "max": no limit
+        most = int((group / "memory.max").read_text())
+        free.append(most - int((group / "memory.current").read_text()))
+    return min(free)
 
 
 def quiet_tpu_compiler() -> None:
@@ -875,6 +1121,62 @@ class _Placement:
         if not self.many or self.by_candidate:
             return self.everywhere(jax.tree.map(lambda leaf: leaf[0], tree))
         return self._spread(tree)
+
+    def dealt(self, tree: PyTree) -> PyTree:
+        """Every so many-th row a device, whatever the rows are sorted by."""
+        lanes = len(self.chosen)
+        if not self.many:
+            return self.everywhere(tree)
+
+        def deal(leaf: Any) -> Any:
+            shape = (lanes, -(-leaf.shape[0] // lanes), *leaf.shape[1:])
+            if self.abstract:
+                return jax.ShapeDtypeStruct(shape, leaf.dtype)
+            parts = []
+            for lane in self._local_lanes():
+                part = np.zeros((1, *shape[1:]), leaf.dtype)
+                own = leaf[lane::lanes]
+                part[0, : len(own)] = own
+                parts.append(jax.device_put(part, self.chosen[lane]))
+            where = self._by_device()
+            return jax.make_array_from_single_device_arrays(shape, where, parts)
+
+        return jax.tree.map(deal, tree)
+
+    def positions(self, rows: PyTree, size: int, *, shapes: bool = False) -> PyTree:
+        """The rows of some steps, of each of which a device gets its positions.
+
+        Args:
+          rows: `[steps * size, ...]`.
+          size: rows of a step.
+          shapes: whether `rows` are shapes, and shapes are to be returned.
+        """
+        lanes = len(self.chosen)
+        share = size if self.by_candidate else -(-size // lanes)
+
+        def cut(leaf: Any) -> Any:
+            steps, rest = leaf.shape[0] // size, leaf.shape[1:]
+            if shapes:
+                lead = (lanes,) if self.many else ()
+                shape = (*lead, steps * share, *rest)
+                return jax.ShapeDtypeStruct(shape, leaf.dtype)
+            if self.by_candidate:
+                return np.broadcast_to(leaf, (lanes, *leaf.shape))
+            whole = np.zeros((steps, lanes * share, *rest), leaf.dtype)
+            whole[:, :size] = leaf.reshape(steps, size, *rest)
+            whole = whole.reshape(steps, lanes, share, *rest).swapaxes(0, 1)
+            return whole.reshape(lanes, steps * share, *rest)
+
+        if not self.many:
+            where: Any = self.chosen[0]
+            return jax.tree.map(cut, rows) if shapes else jax.device_put(rows, where)
+        cut_up = jax.tree.map(cut, rows)
+        # A transfer and no program, which could get between the collectives of another.
+        return cut_up if shapes else jax.device_put(cut_up, self._by_device())
+
+    def _by_device(self) -> NamedSharding:
+        """How a leading device axis lies."""
+        return NamedSharding(Mesh(np.array(self.chosen), (AXIS,)), PartitionSpec(AXIS))
 
     def candidates(self, tree: PyTree) -> PyTree:
         """A leading axis of candidates: shared out, or all on every device."""

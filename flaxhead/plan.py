@@ -6,6 +6,7 @@ compile them there, and asked. Nothing is placed and nothing is run.
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import os
 import re
@@ -17,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flaxhead import loop, search
+from flaxhead import build, loop, search
 from flaxhead.base import PyTree
 from flaxhead.config import Config
 from flaxhead.data import Dataset, Embeddings
@@ -217,9 +218,19 @@ def plan(config: Config, data: Dataset, *, name: str, devices: Sequence[Any]) ->
     Raises:
       ValueError: settings or data that cannot be used.
     """
-    work = loop.work(config, data)
     kind, count = devices[0].device_kind, len(devices)
     made = Plan(name, kind, count, _capacity(devices[0]))
+    chosen, why = config.data.residency, "as it is asked for"
+    if chosen == "auto":
+        shared = count if devices[0].platform == "cpu" else 1
+        room = None if made.capacity is None else made.capacity // shared
+        size = data.train.x.nbytes
+        chosen, why = loop.residency(config, size, devices=count, capacity=room)
+    if not build.searched(config):
+        asked = dataclasses.replace(config.data, residency=chosen)
+        config = dataclasses.replace(config, data=asked)
+        made = made._replace(residency=f"{chosen}: {why}")
+    work = loop.work(config, data)
     try:
         with _nothing_kept():
             if work.question is None:
@@ -253,13 +264,14 @@ def _of_sweeps(
             with_logits=work.with_logits,
         )
         rows, statistics = sweep.train_rows
+        _, val_rows = next(sweep.val_rows())
         state = sweep.progress.state
         best = sweep.progress.best_params
         whole = _bytes(sweep.progress)
         parameters = _bytes(state.params) + _bytes(best)
         made = made._replace(
             embeddings=_bytes(rows.x),
-            rows=_bytes((rows._replace(x=()), statistics, sweep.val_rows)),
+            rows=_bytes((rows._replace(x=()), statistics, val_rows)),
             parameters=made.parameters + parameters,
             optimizer=made.optimizer + whole - parameters,
             candidates=made.candidates + len(problem.seeds),
@@ -282,7 +294,6 @@ def _of_sweeps(
         optimizer=each(made.optimizer),
         temporaries=max(one.temporaries for one in programs),
         programs=tuple(programs),
-        residency="replicated: each device draws its rows from all of them",
         seconds=seconds,
     )
 

@@ -6,10 +6,12 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from flaxhead.base import Array
 
 _ROUNDS = 24
+_BLOCK_BYTES = 2**20
 
 
 def batch_rows(
@@ -198,3 +200,106 @@ def _hash(word: Array) -> Array:
     word = (word ^ (word >> 16)) * jnp.uint32(0x85EBCA6B)
     word = (word ^ (word >> 13)) * jnp.uint32(0xC2B2AE35)
     return word ^ (word >> 16)
+
+
+# The order of rows that are read from files, on the host.
+
+
+class Windows(NamedTuple):
+    """How rows that are read from files are cut.
+
+    Attributes:
+      rows: how many there are.
+      block: so many that follow one another are read at once.
+      blocks: so many blocks, from anywhere, are a window.
+    """
+
+    rows: int
+    block: int
+    blocks: int
+
+    @property
+    def an_epoch(self) -> int:
+        """Windows an epoch."""
+        return -(-self._all_blocks // self.blocks)
+
+    @property
+    def _all_blocks(self) -> int:
+        return -(-self.rows // self.block)
+
+
+def make_windows(
+    rows: int, *, row_bytes: int, window_bytes: int, block: int = 0
+) -> Windows:
+    """Cuts rows into blocks of about 1 MB, and windows of about `window_bytes`.
+
+    Args:
+      rows: how many there are.
+      row_bytes: bytes of each.
+      window_bytes: of a window, which is one block at least.
+      block: rows that can only be read at once.
+
+    >>> make_windows(1000, row_bytes=2**14, window_bytes=2**22)
+    Windows(rows=1000, block=64, blocks=4)
+    """
+    # Of a small window no block is more than an eighth: rows come from eight places.
+    least = max(1, min(_BLOCK_BYTES, window_bytes // 8) // row_bytes)
+    block = min(rows, max(block, least))
+    return Windows(rows, block, max(1, window_bytes // (block * row_bytes)))
+
+
+def window_rows(
+    windows: Windows, number: int, *, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns which rows a window has, and in which order they are seen.
+
+    Windows are numbered through all epochs. Every epoch has every row once: its blocks
+    are shuffled and dealt out to its windows, and all rows of a window are shuffled.
+
+    Args:
+      windows: how rows are cut.
+      number: of the window, from 0.
+      seed: of the order.
+
+    Returns:
+      `int64 [size]` row numbers as they are read, ascending, and `int64 [size]`, a
+      permutation: first comes the row at its first entry.
+
+    >>> rows, order = window_rows(Windows(7, 2, 4), 0, seed=0)
+    >>> rows.tolist(), sorted(order.tolist()) == rows.tolist()
+    ([0, 1, 2, 3, 4, 5, 6], True)
+    """
+    epoch, place = divmod(number, windows.an_epoch)
+    blocks = _blocks(windows, epoch, seed)
+    blocks = np.sort(blocks[place * windows.blocks :][: windows.blocks])
+    rows = (blocks[:, None] * windows.block + np.arange(windows.block)).ravel()
+    rows = rows[rows < windows.rows]
+    draw = np.random.default_rng((seed, epoch, 1 + place))
+    return rows, draw.permutation(len(rows))
+
+
+def find_window(windows: Windows, position: int, *, seed: int) -> tuple[int, int]:
+    """Returns the window of a position in the endless sequence of epochs.
+
+    Args:
+      windows: how rows are cut.
+      position: rows seen before.
+      seed: of the order.
+
+    Returns:
+      The window's number, and the position in it.
+
+    >>> find_window(Windows(8, 2, 2), 13, seed=0)
+    (3, 1)
+    """
+    epoch, position = divmod(position, windows.rows)
+    blocks = _blocks(windows, epoch, seed)
+    sizes = np.minimum(windows.block, windows.rows - blocks * windows.block)
+    ends = np.add.reduceat(sizes, np.arange(0, len(sizes), windows.blocks)).cumsum()
+    place = int(np.searchsorted(ends, position, side="right"))
+    before = int(ends[place - 1]) if place else 0
+    return epoch * windows.an_epoch + place, position - before
+
+
+def _blocks(windows: Windows, epoch: int, seed: int) -> np.ndarray:
+    return np.random.default_rng((seed, epoch)).permutation(windows._all_blocks)

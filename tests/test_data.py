@@ -429,6 +429,9 @@ def test_a_tfds_set_is_read_without_tensorflow(prepared, version):
     np.testing.assert_array_equal(data.val.x, fields["embeddings"][rows])
     np.testing.assert_array_equal(data.val.labels, fields["labels"][rows])
     assert data.val.x.dtype == np.float16
+    streamed = load(dataclasses.replace(config, residency="streamed"))
+    assert fingerprint(streamed) == fingerprint(data)
+    np.testing.assert_array_equal(streamed.train.x[3:7], data.train.x[3:7])
     assert "tensorflow" not in sys.modules
 
 

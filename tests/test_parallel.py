@@ -20,10 +20,10 @@ from flaxhead.config import (
     OptimizerConfig,
     TrainConfig,
 )
-from flaxhead.data import arrays
+from flaxhead.data import arrays, in_memory
 from flaxhead.metrics import finish
 from flaxhead.objectives import supervised
-from flaxhead.sampling import batch_rows
+from flaxhead.sampling import Windows, batch_rows
 from flaxhead.step import learner
 
 CLASSES, DIM, ROWS, VAL_ROWS = 4, 6, 203, 101
@@ -244,10 +244,61 @@ def test_noise_belongs_to_candidate_step_and_row(devices, split):
     assert len(np.unique(expected)) == expected.size
 
 
+def streamed(given, *, blocks=3):
+    """The same rows, a few at a time: in blocks of 8."""
+    train = given.train._replace(x=in_memory(given.train.x))
+    windows = Windows(len(train.labels), 8, blocks)
+    return given._replace(train=train, windows=windows)
+
+
+def test_streamed_rows_train_alike_on_any_devices_and_however_cut_up(monkeypatch):
+    # Chunks of 3 steps.
+    monkeypatch.setattr(parallel, "_CHUNK_BYTES", 3 * 9 * 4 * (DIM + 3))
+    given = streamed(problem(batch_size=9, steps=40))
+    assert parallel._chunk_steps(given) == 3
+    results = []
+    for devices in (1, 8):
+        program = parallel.compile_sweep(given, devices=devices)
+        results.append(program.to_host(trained(program, [40])))
+        program.from_host(results[-1])
+        before = len(COMPILED)
+        # Into the third epoch, beginning in the middle of a window.
+        middle = program.to_host(trained(program, [5, 1, 20]))
+        rest = program.train(program.from_host(middle), 26, 14)
+        assert len(COMPILED) == before
+        assert_same(program.to_host(rest), results[-1])
+        program.close()
+    one, many = results
+    assert (one.losses[:, -5:].mean(1) < one.losses[:, :5].mean(1)).all()
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(many), strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-5, atol=5e-6)
+
+
+def test_validation_rows_on_the_disk_are_scored_alike(monkeypatch):
+    given = problem()
+    monkeypatch.setattr(parallel, "_CHUNK_BYTES", 40 * 4 * (DIM + 3))
+    val = given.val._replace(x=in_memory(given.val.x))
+    scored = []
+    for rows in (given.val, val):
+        program = parallel.compile_sweep(
+            given._replace(val=rows), devices=3, with_logits=True
+        )
+        scored.append(program.evaluate(program.start()))
+    assert scored[0][1].shape == scored[1][1].shape
+    for a, b in zip(*map(jax.tree.leaves, scored), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5)
+
+
 @pytest.mark.parametrize(
-    ("devices", "split"), [(1, "batch"), *((8, s) for s in SPLITS)]
+    ("devices", "split", "way"),
+    [
+        (1, "batch", "replicated"),
+        *((8, split, "replicated") for split in SPLITS),
+        (8, "batch", "sharded"),
+        (8, "candidates", "streamed"),
+    ],
 )
-def test_every_row_comes_once_an_epoch_and_held_out_rows_never(devices, split):
+def test_every_row_comes_once_an_epoch_and_held_out_rows_never(devices, split, way):
     everything = {
         "embeddings": np.arange(300, dtype=np.float32)[:, None] * np.ones(DIM),
         "labels": np.arange(300) % 3,
@@ -279,6 +330,8 @@ def test_every_row_comes_once_an_epoch_and_held_out_rows_never(devices, split):
         return jnp.zeros((len(x), CLASSES))
 
     given = custom(make_learner, apply, steps=24, batch_size=50, train=train)
+    given = streamed(given, blocks=30) if way == "streamed" else given
+    given = given._replace(sharded=way == "sharded")
     program = parallel.compile_sweep(given, devices=devices, split=split)
     progress, done = program.start(), 0
     for steps in (5, 12, 7):
@@ -290,7 +343,12 @@ def test_every_row_comes_once_an_epoch_and_held_out_rows_never(devices, split):
             assert seen[data.test.ids].sum() == 0
             # Whole epochs: every row, and none twice as often as another.
             per_row = seen[data.train.ids]
-            assert per_row.max() - per_row.min() <= 1
+            # Where rows are sharded, a device has epochs of its own.
+            parts = devices if way == "sharded" else 1
+            for part in range(parts):
+                own = per_row[part::parts]
+                assert own.max() - own.min() <= 1
+                assert abs(own.sum() - done * 50 / parts) < 1
     assert len(data.train.ids) + len(data.val.ids) + len(data.test.ids) == 300
 
 

@@ -102,7 +102,7 @@ def plain(values: np.ndarray) -> tuple[list[Any], np.ndarray]:
     return items, np.array(missing, bool)
 
 
-def chunks(x: np.ndarray, size: int = 0) -> Iterator[slice]:
+def chunks(x: Any, size: int = 0) -> Iterator[slice]:
     """Yields slices of rows, so that a memory map is never read whole.
 
     Args:

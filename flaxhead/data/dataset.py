@@ -13,17 +13,27 @@ from flaxhead.data import checks, labels, sources
 from flaxhead.data.corrupt import long_tailed, mislabelled
 from flaxhead.data.hashes import row_hashes
 from flaxhead.data.records import FIELDS, Dataset, Embeddings, Raw, take
+from flaxhead.data.scan import Tick, scan
 from flaxhead.data.splits import holdout
+from flaxhead.data.stored import Stored
 
 SPLITS = ("train", "val", "test")
+RESIDENCIES = ("auto", "replicated", "sharded", "streamed")
 
 
-def load(config: DataConfig) -> Dataset:
+def load(config: DataConfig, *, tick: Tick | None = None) -> Dataset:
     """Reads the source that `config` names, and splits off what it lacks.
 
     A missing `test` is `test_fraction` of the training rows, a missing `val` then
     `val_fraction` of what remains; both are stratified, seeded, keep groups whole, and
     are recorded in the notes. Other splits of the source are recorded and not read.
+    With `residency` of `streamed` the training embeddings are read through once and
+    stay on the disk, as `Stored`; so do those of another split that is larger than
+    `window_bytes`.
+
+    Args:
+      config: which source, and how to read it.
+      tick: `(rows done, rows)`, called while embeddings that stay there are read.
 
     Raises:
       ValueError: for anything in the data that training could not use as it is.
@@ -34,7 +44,19 @@ def load(config: DataConfig) -> Dataset:
     >>> data.class_names, data.task
     (('class_0', 'class_1', 'class_2'), 'multiclass')
     """
-    return _load(config, class_names=None, task=config.task)
+    return _load(config, class_names=None, task=config.task, tick=tick)
+
+
+def measure(config: DataConfig) -> int | None:
+    """Bytes of the training embeddings, unread; None of a source that isn't streamed.
+
+    Raises:
+      ValueError: as `load`, of what is to be streamed and can't be.
+    """
+    reader, found = sources.find(config.source)
+    if "train" not in found or reader.stored is None:
+        return None
+    return reader.stored(found["train"], config).nbytes
 
 
 def arrays(
@@ -113,15 +135,20 @@ def load_split(
             f"{', '.join(found)}{checks.nearest(split, found)}"
         )
     _settings(config)
-    raw = reader.read(found[split], config)
+    raw = sources.read(reader, found[split], config)
     files, _ = _settle({split: raw}, class_names, task)
     values, extra = labels.rename(files[split], class_names, raw.where)
     data = _embeddings(raw, values, views=config.views)
-    return _leave_out(data, raw.where, extra, config)[0]._replace(views=None)
+    data = _leave_out(data, raw.where, extra, config)[0]._replace(views=None)
+    return _read_through(data, split, raw.where, config, None)
 
 
 def _load(
-    config: DataConfig, *, class_names: tuple[str, ...] | None, task: str
+    config: DataConfig,
+    *,
+    class_names: tuple[str, ...] | None,
+    task: str,
+    tick: Tick | None = None,
 ) -> Dataset:
     reader, found = sources.find(config.source)
     if "train" not in found:
@@ -129,8 +156,8 @@ def _load(
             f"{config.source}: there is no split 'train' among {', '.join(found)}, "
             f"expected one{checks.nearest('train', found)}"
         )
-    raws = {s: reader.read(found[s], config) for s in SPLITS if s in found}
-    data = _compose(raws, config=config, class_names=class_names, task=task)
+    raws = {s: sources.read(reader, found[s], config) for s in SPLITS if s in found}
+    data = _compose(raws, config=config, class_names=class_names, task=task, tick=tick)
     others = sorted(set(found) - set(SPLITS))
     return data._replace(notes={**data.notes, "other_splits": others})
 
@@ -145,11 +172,28 @@ def _raw(fields: Mapping[str, Any] | Raw, where: str) -> Raw:
     return Raw(**fields, where=where)
 
 
+def not_streamed(config: DataConfig) -> str:
+    """Returns the setting by which embeddings can't stay on the disk, or ""."""
+    settings = {
+        "data.views": config.views,
+        "data.invalid_rows 'drop'": config.invalid_rows == "drop",
+        "data.unlabelled 'keep'": config.unlabelled == "keep",
+        "a source in a bucket": "://" in config.source,
+    }
+    return next((name for name, is_set in settings.items() if is_set), "")
+
+
 def _settings(config: DataConfig) -> None:
     """Raises a ValueError for a setting that is none of the possible ones."""
     checks.choice("data.task", config.task, ("auto", "multiclass", "multilabel"))
     checks.choice("data.invalid_rows", config.invalid_rows, ("error", "drop"))
     checks.choice("data.unlabelled", config.unlabelled, ("error", "drop", "keep"))
+    checks.choice("data.residency", config.residency, RESIDENCIES)
+    if config.residency == "streamed" and (reason := not_streamed(config)):
+        raise ValueError(
+            f"data.residency is 'streamed', but {reason} needs all rows in memory; "
+            "leave one out"
+        )
     for name in ("val_fraction", "test_fraction"):
         value = getattr(config, name)
         if not 0 <= value < 1:
@@ -176,6 +220,7 @@ def _compose(
     config: DataConfig,
     class_names: tuple[str, ...] | None,
     task: str,
+    tick: Tick | None = None,
 ) -> Dataset:
     """Checks and maps what is given, `train` first, and splits off what is not."""
     _settings(config)
@@ -209,6 +254,9 @@ def _compose(
         if split not in splits:
             split_off[split] = _split_off(splits, split, config, origin)
     corrupted = _corrupt(splits, len(names), task, config)
+    for split, data in splits.items():
+        where = raws[split].where if split in raws else origin
+        splits[split] = _read_through(data, split, where, config, tick)
     given = {split: raw.ignored for split, raw in raws.items() if raw.ignored}
     notes = {
         "split_off": split_off,
@@ -285,9 +333,13 @@ def _embeddings(
 ) -> Embeddings:
     """Checks the arrays of one split; its labels are `values` by now, or none."""
     where = raw.where
-    x = checks.embeddings(raw.embeddings, where)
+    x: Any = raw.embeddings
+    if isinstance(x, Stored):
+        checks.rank(x.shape, where)
+    else:
+        x = checks.embeddings(x, where)
     rows = len(x)
-    several = x if views and x.ndim == 3 else None
+    several: Any = x if views and x.ndim == 3 else None
     if views and raw.mask is not None:
         raise ValueError(
             f"{where}: a mask came with data.views=True, but a mask is of tokens, and "
@@ -336,6 +388,8 @@ def _views_alike(
 
 def _finite(data: Embeddings, where: str, config: DataConfig) -> np.ndarray:
     """Returns `bool [rows]`, True where a row is finite; others raise, or are left."""
+    if isinstance(data.x, Stored):
+        return np.ones(len(data.x), bool)  # `_read_through` looks
     finite = checks.finite(data.x if data.views is None else data.views)
     if not finite.all() and config.invalid_rows == "error":
         raise ValueError(
@@ -382,6 +436,19 @@ def _leave_out(
         name: data.ids[out].tolist() for name, out in reasons.items() if out.any()
     }
     return take(data, kept), dropped
+
+
+def _read_through(
+    data: Embeddings, split: str, where: str, config: DataConfig, tick: Tick | None
+) -> Embeddings:
+    """Scans embeddings that stay on the disk; fetches a small split to score."""
+    if not isinstance(data.x, Stored):
+        return data
+    if split != "train" and data.x.nbytes <= config.window_bytes:
+        held = data._replace(x=data.x[:])
+        scan(held, where)
+        return held
+    return scan(data, where, tick=tick)
 
 
 def _set_apart(

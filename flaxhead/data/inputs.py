@@ -7,6 +7,7 @@ tells how many rows a file has, and reads them from any row on.
 from __future__ import annotations
 
 import math
+import struct
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -17,8 +18,10 @@ import numpy as np
 from flaxhead.config import DataConfig
 from flaxhead.data import checks, tables
 from flaxhead.data.records import FIELDS, Raw
+from flaxhead.data.stored import Stored
 
 _SAMPLE = 1024
+_BESIDE = ("mask", "ids")  # what is read beside the embeddings
 
 
 class Block(NamedTuple):
@@ -78,7 +81,7 @@ def open_inputs(path: str | Path, *, config: DataConfig | None = None) -> Inputs
     config = config or DataConfig()
     paths = _find(Path(path).expanduser())
     readers = {one: READERS[one.suffix](one, config) for one in paths}
-    full = [one for one, (rows, _) in readers.items() if rows]
+    full = [path for path, one in readers.items() if one.rows]
     if not full:
         raise ValueError(f"{path}: there is no row, expected embeddings")
     sample = _checked(next(readers[full[0]].read(0, _SAMPLE)), 0, 0)
@@ -92,18 +95,18 @@ def open_inputs(path: str | Path, *, config: DataConfig | None = None) -> Inputs
 
     def pieces(start: int, size: int) -> Iterator[Block]:
         before = 0
-        for rows, read in readers.values():
-            if start < before + rows:
+        for one in readers.values():
+            if start < before + one.rows:
                 at = max(0, start - before)
-                for raw in read(at, size):
+                for raw in one.read(at, size):
                     yield (piece := _checked(raw, at, before))
                     at += len(piece.x)
-            before += rows
+            before += one.rows
 
     return Inputs(
-        rows=sum(rows for rows, _ in readers.values()),
+        rows=sum(one.rows for one in readers.values()),
         sample=sample,
-        files={one.name: _told(one, rows) for one, (rows, _) in readers.items()},
+        files={path.name: _told(path, one.rows) for path, one in readers.items()},
         blocks=lambda first, size: _in_blocks(pieces(first, size), size),
     )
 
@@ -190,18 +193,19 @@ def _cut(block: Block, rows: slice) -> Block:
 # Formats.
 
 
-class _Stored(NamedTuple):
+class _Array(NamedTuple):
     """An array in a file: its shape, and how to read its rows piece by piece."""
 
     shape: tuple[int, ...]
     read: Callable[[int, int], Iterator[np.ndarray]]
+    by_columns: bool = False
 
 
 def _npy(
     open_file: Callable[[], Any],
     size: int,
     whole: Callable[[], np.ndarray],
-) -> _Stored:
+) -> _Array:
     """An array in NumPy's format, in a file or in a part of one.
 
     It is read and not mapped: pages of a map count as memory of the process.
@@ -212,6 +216,7 @@ def _npy(
       whole: gives an array that is stored by columns, of which no row can be read.
     """
     with open_file() as file:
+        start = file.tell()
         major, minor = np.lib.format.read_magic(file)
         read_header = {
             (1, 0): np.lib.format.read_array_header_1_0,
@@ -222,7 +227,7 @@ def _npy(
     row_bytes = math.prod(shape[1:]) * dtype.itemsize
     if dtype.hasobject:
         raise TypeError("it holds Python objects")
-    if size < begin + row_bytes * math.prod(shape[:1]):
+    if size < begin - start + row_bytes * math.prod(shape[:1]):
         raise TypeError("it ends before its last row")
 
     def read(first: int, size: int) -> Iterator[np.ndarray]:
@@ -240,10 +245,10 @@ def _npy(
                     raise TypeError("it ends before its last row")
                 yield values
 
-    return _Stored(shape, read)
+    return _Array(shape, read, by_columns)
 
 
-def _open_npy(path: Path, config: DataConfig) -> tables.Rows:
+def _open_npy(path: Path, config: DataConfig, *, alone: bool = False) -> tables.Rows:
     del config
     what = "an npy file (text needs dtype=str)"
     with checks.parsing(path, what):
@@ -252,16 +257,34 @@ def _open_npy(path: Path, config: DataConfig) -> tables.Rows:
             path.stat().st_size,
             lambda: np.load(path, mmap_mode="r"),
         )
+    if alone and stored.by_columns:
+        raise ValueError(f"{path}: {_BY_COLUMNS}")
     return _fields({"embeddings": stored}, path, what)
 
 
-def _open_npz(path: Path, config: DataConfig) -> tables.Rows:
+_BY_COLUMNS = (
+    "the embeddings are stored by columns, so that no row can be read alone; save "
+    "np.ascontiguousarray of them"
+)
+
+
+def _open_npz(path: Path, config: DataConfig, *, alone: bool = False) -> tables.Rows:
     del config
     what = "an npz file (text needs dtype=str)"
 
     def open_part(part: str) -> Any:
         with zipfile.ZipFile(path) as stored:
-            return stored.open(part)
+            if not alone:
+                return stored.open(part)
+            found = stored.getinfo(part)
+        if found.compress_type != zipfile.ZIP_STORED:
+            raise TypeError("it is compressed, so that no row can be read alone")
+        # `ZipFile` reads all that is before a row; what isn't compressed is just there.
+        file = path.open("rb")
+        file.seek(found.header_offset)
+        name, extra = struct.unpack("<26x2H", file.read(30))
+        file.seek(name + extra, 1)
+        return file
 
     def whole(name: str) -> np.ndarray:
         with np.load(path) as stored:
@@ -273,7 +296,7 @@ def _open_npz(path: Path, config: DataConfig) -> tables.Rows:
     with stored:
         names = [name.removesuffix(".npy") for name in stored.namelist()]
         checks.known_fields(names, FIELDS, str(path))
-        for name in {"embeddings", "mask", "ids"}.intersection(names):
+        for name in _read_of(names, alone):
             part = f"{name}.npy"
             with checks.parsing(path, what):
                 fields[name] = _npy(
@@ -281,10 +304,18 @@ def _open_npz(path: Path, config: DataConfig) -> tables.Rows:
                     stored.getinfo(part).file_size,
                     lambda name=name: whole(name),
                 )
+            if alone and fields[name].by_columns:
+                raise ValueError(f"{path}: {_BY_COLUMNS}")
     return _fields(fields, path, what)
 
 
-def _open_safetensors(path: Path, config: DataConfig) -> tables.Rows:
+def _read_of(names: list[str], alone: bool) -> set[str]:
+    return {"embeddings", *(() if alone else _BESIDE)}.intersection(names)
+
+
+def _open_safetensors(
+    path: Path, config: DataConfig, *, alone: bool = False
+) -> tables.Rows:
     del config
     from safetensors import safe_open
 
@@ -303,14 +334,14 @@ def _open_safetensors(path: Path, config: DataConfig) -> tables.Rows:
     with checks.parsing(path, what), safe_open(path, "np") as stored:
         names = list(stored.keys())
         fields = {}
-        for name in {"embeddings", "mask", "ids"}.intersection(names):
+        for name in _read_of(names, alone):
             shape = tuple(stored.get_slice(name).get_shape())
-            fields[name] = _Stored(shape, read(name, math.prod(shape[:1])))
+            fields[name] = _Array(shape, read(name, math.prod(shape[:1])))
     checks.known_fields(names, FIELDS, str(path))
     return _fields(fields, path, what)
 
 
-def _fields(fields: dict[str, _Stored], path: Path, what: str) -> tables.Rows:
+def _fields(fields: dict[str, _Array], path: Path, what: str) -> tables.Rows:
     """Reads the arrays of one file side by side."""
     if "embeddings" not in fields:
         raise ValueError(f"{path}: there is no field 'embeddings', expected one")
@@ -333,9 +364,61 @@ def _fields(fields: dict[str, _Stored], path: Path, what: str) -> tables.Rows:
     return tables.Rows(rows, read)
 
 
-READERS: dict[str, Callable[[Path, DataConfig], tables.Rows]] = {
+READERS: dict[str, Callable[..., tables.Rows]] = {
     ".npz": _open_npz,
     ".npy": _open_npy,
     ".safetensors": _open_safetensors,
     ".parquet": tables.open_parquet,
 }
+"""Suffix -> `(path, config, *, alone=False) -> Rows`. Alone are the embeddings, to be
+read in any order; where that can't be, it is a ValueError."""
+
+
+def open_stored(paths: list[Any], config: DataConfig) -> Stored:
+    """The embeddings of some files, one after the other, to be read in any order.
+
+    Raises:
+      ValueError: of a file that can't be read so, or that isn't like the first one.
+    """
+    found = {p: READERS[p.suffix](Path(p), config, alone=True) for p in paths}
+    paths = [path for path in paths if found[path].rows]
+    if not paths:
+        raise ValueError(f"{next(iter(found))}: there is no row, expected embeddings")
+    opened = [found[path] for path in paths]
+    ends = np.cumsum([one.rows for one in opened])
+
+    def read(first: int, size: int) -> np.ndarray:
+        last = min(first + size, int(ends[-1]))
+        parts = []
+        for path, one, end in zip(paths, opened, ends, strict=True):
+            begin = int(end) - one.rows
+            at, stop = max(first, begin) - begin, min(last, int(end)) - begin
+            for raw in one.read(at, stop - at) if at < stop else ():
+                part = checks.embeddings(raw.embeddings[: stop - at], str(path))
+                parts.append(part)
+                at += len(part)
+                if at >= stop:
+                    break
+            if at < stop:
+                raise ValueError(
+                    f"{path}: it ends before its last row; was it changed?"
+                )
+        if not parts:
+            return np.empty((0, *sample.shape[1:]), sample.dtype)
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    sample = read(0, 1)
+    for path, end in zip(paths, ends, strict=True):
+        one = read(int(end) - 1, 1)
+        if (one.shape[1:], one.dtype) != (sample.shape[1:], sample.dtype):
+            raise ValueError(
+                f"{path}: the embeddings are {one.dtype} {list(one.shape[1:])} a row, "
+                f"and those of {paths[0].name} {sample.dtype} {list(sample.shape[1:])};"
+                " expected files of one kind"
+            )
+    return Stored(
+        (int(ends[-1]), *sample.shape[1:]),
+        sample.dtype,
+        read,
+        block=max(one.block for one in opened),
+    )

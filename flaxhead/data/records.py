@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from flaxhead.base import Batch, Tokens
+from flaxhead.data.stored import Stored, pick
 
 
 class Raw(NamedTuple):
@@ -44,7 +45,8 @@ class Embeddings(NamedTuple):
 
     Attributes:
       x: `[rows, dim]` or `[rows, tokens, dim]`, as narrow as it came (float16,
-        bfloat16 or float32); may be a memory map. View 0, where there are several.
+        bfloat16 or float32); may be a memory map, or `Stored`, to be read when it is
+        asked for. View 0, where there are several.
       labels: `int32 [rows]` class numbers (-1: unlabelled), or `float32
         [rows, classes]` soft or multi-hot labels (NaN: this entry is missing).
       weights: `float32 [rows]`; a row of weight 0 is absent.
@@ -54,7 +56,7 @@ class Embeddings(NamedTuple):
       views: `[rows, views, dim]`, x the first of them, or None: rows to train on.
     """
 
-    x: np.ndarray
+    x: Any
     labels: np.ndarray
     weights: np.ndarray
     mask: np.ndarray | None
@@ -88,7 +90,7 @@ class Dataset(NamedTuple):
 def take(data: Embeddings, rows: np.ndarray) -> Embeddings:
     """Returns the rows that `rows` (`bool [rows]`) selects, in order.
 
-    All of them come back as they are: a memory map stays one.
+    All of them come back as they are: a memory map stays one. So does what is `Stored`.
 
     >>> import numpy as np
     >>> x, ids, weights = np.zeros((3, 2)), np.arange(3), np.ones(3)
@@ -99,8 +101,12 @@ def take(data: Embeddings, rows: np.ndarray) -> Embeddings:
     if rows.all():
         return data
     views = None if data.views is None else data.views[rows]
+    if isinstance(data.x, Stored):
+        x = pick(data.x, rows)
+    else:
+        x = data.x[rows] if views is None else views[:, 0]
     return Embeddings(
-        x=data.x[rows] if views is None else views[:, 0],
+        x=x,
         labels=data.labels[rows],
         weights=data.weights[rows],
         mask=None if data.mask is None else data.mask[rows],

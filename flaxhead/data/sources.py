@@ -8,6 +8,7 @@ Nothing is ever unpickled.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -15,9 +16,12 @@ import numpy as np
 
 from flaxhead.config import DataConfig
 from flaxhead.data import checks, tables
+from flaxhead.data.inputs import open_stored
 from flaxhead.data.records import FIELDS, Raw
+from flaxhead.data.stored import Stored
 from flaxhead.paths import AnyPath, fetched, to_path
 
+STREAMED = tables.STREAMED
 ALIASES = {"validation": "val", "valid": "val", "dev": "val"}
 
 
@@ -26,11 +30,22 @@ class Source(NamedTuple):
 
     Attributes:
       find: `(location) -> {name of split: handle}`.
-      read: `(handle, config) -> Raw`.
+      read: `(handle, config) -> Raw`, without its embeddings if they are streamed.
+      stored: `(handle, config) -> Stored`, the embeddings, left on the disk; None where
+        they are in memory anyway.
     """
 
     find: Callable[[str], dict[str, Any]]
     read: Callable[[Any, DataConfig], Raw]
+    stored: Callable[[Any, DataConfig], Stored] | None = None
+
+
+def read(source: Source, handle: Any, config: DataConfig) -> Raw:
+    """Reads a split, all but its embeddings if they are streamed."""
+    raw = source.read(handle, config)
+    if config.residency == STREAMED and source.stored is not None:
+        raw = raw._replace(embeddings=source.stored(handle, config))
+    return raw
 
 
 def find(source: str) -> tuple[Source, dict[str, Any]]:
@@ -83,7 +98,7 @@ def _files(suffix: str) -> Callable[[str], dict[str, Any]]:
 
 def read_npz(path: AnyPath, config: DataConfig) -> Raw:
     """Reads `embeddings`, `labels` and the optional fields of one npz file."""
-    del config
+    streamed = config.residency == STREAMED
     with fetched(path) as file, checks.parsing(path, "an npz file"):
         stored = np.load(file, allow_pickle=False)
         if not isinstance(stored, np.lib.npyio.NpzFile):
@@ -94,49 +109,73 @@ def read_npz(path: AnyPath, config: DataConfig) -> Raw:
             raise ValueError(f"{path}: there is no field 'embeddings', expected one")
         fields = {}
         for name in stored.files:
+            if name == "embeddings" and streamed:
+                continue
             with checks.parsing(
                 path, f"an npz file (field {name!r}; text needs dtype=str)"
             ):
                 fields[name] = stored[name]
-    return Raw(**fields, where=str(path))
+    return Raw(**{"embeddings": None, **fields}, where=str(path))
 
 
 def _find_npy(location: str) -> dict[str, Any]:
-    found: dict[str, dict[str, AnyPath]] = {}
+    found: dict[str, dict[str, list[AnyPath]]] = {}
     for path in sorted(folder(location).glob("*.npy")):
-        field = next((f for f in FIELDS if path.stem.endswith(f"_{f}")), None)
+        shard = tables.SHARD.fullmatch(path.stem)
+        name = shard[1] if shard else path.stem
+        field = next((f for f in FIELDS if name.endswith(f"_{f}")), None)
         if field is None:
-            field = path.stem.rpartition("_")[2]
+            field = name.rpartition("_")[2]
             checks.known_fields([field], FIELDS, f"{path} (expected SPLIT_FIELD.npy)")
-        found.setdefault(path.stem.removesuffix(f"_{field}"), {})[field] = path
+        split = found.setdefault(name.removesuffix(f"_{field}"), {})
+        split.setdefault(field, []).append(path)
     return found
 
 
-def _read_npy(paths: dict[str, AnyPath], config: DataConfig) -> Raw:
-    del config
-    first = next(iter(paths.values()))
-    if "embeddings" not in paths:
+def _read_npy(found: dict[str, list[AnyPath]], config: DataConfig) -> Raw:
+    first = next(iter(found.values()))[0]
+    if "embeddings" not in found:
         raise ValueError(
             f"{first.parent}: there is {first.name} and no embeddings beside it, "
             "expected SPLIT_embeddings.npy"
         )
-    fields = {}
-    for name, path in paths.items():
-        with (
-            fetched(path) as file,
-            checks.parsing(path, "an npy file (text needs dtype=str)"),
-        ):
-            fields[name] = np.load(
-                file,
-                mmap_mode="r" if name == "embeddings" else None,
-                allow_pickle=False,
-            )
-    where = str(paths["embeddings"]).replace("_embeddings.npy", "_*.npy")
+    fields: dict[str, Any] = {}
+    for name, paths in found.items():
+        _all_there(paths)
+        if name == "embeddings" and config.residency == STREAMED:
+            fields[name] = None
+            continue
+        parts = []
+        for path in paths:
+            with (
+                fetched(path) as file,
+                checks.parsing(path, "an npy file (text needs dtype=str)"),
+            ):
+                mapped = "r" if name == "embeddings" else None
+                parts.append(np.load(file, mmap_mode=mapped, allow_pickle=False))
+        with checks.parsing(paths[-1], f"an array that goes on {paths[0].name}"):
+            fields[name] = parts[0] if len(parts) == 1 else np.concatenate(parts)
+    shard = tables.SHARD.fullmatch(found["embeddings"][0].stem)
+    path = found["embeddings"][0]
+    stem = shard[1] if shard else path.stem
+    where = str(path.with_name(f"{stem.removesuffix('_embeddings')}_*.npy"))
     return Raw(**fields, where=where)
 
 
+def _all_there(paths: list[AnyPath]) -> None:
+    """Raises a ValueError unless shards are all there, or an array is one file."""
+    numbers = [re.fullmatch(r".+-(\d+)-of-(\d+)", path.stem) for path in paths]
+    expected = [(at, len(paths)) for at in range(len(paths))]
+    if len(paths) > 1 or numbers[0]:
+        got = [(int(found[1]), int(found[2])) for found in numbers if found]
+        if got != expected:
+            raise ValueError(
+                f"{paths[0]}: there are {len(paths)} files of this array, up to "
+                f"{paths[-1].name}; expected one, or all of NAME-00000-of-0000N.npy"
+            )
+
+
 def _read_safetensors(path: AnyPath, config: DataConfig) -> Raw:
-    del config
     from safetensors import safe_open
 
     with (
@@ -145,13 +184,19 @@ def _read_safetensors(path: AnyPath, config: DataConfig) -> Raw:
         safe_open(file, "np") as stored,
     ):
         names, metadata = list(stored.keys()), stored.metadata() or {}
-        fields = {name: stored.get_tensor(name) for name in names if name in FIELDS}
+        left = {"embeddings"} if config.residency == STREAMED else set()
+        read = [name for name in names if name in FIELDS and name not in left]
+        fields: dict[str, Any] = {name: stored.get_tensor(name) for name in read}
         if "class_names" in metadata:
             fields["class_names"] = json.loads(metadata["class_names"])
     checks.known_fields(names, FIELDS, str(path))
-    if "embeddings" not in fields:
+    if "embeddings" not in names:
         raise ValueError(f"{path}: there is no tensor 'embeddings', expected one")
-    return Raw(**fields, where=str(path))
+    return Raw(**{"embeddings": None, **fields}, where=str(path))
+
+
+def _one_file(path: AnyPath, config: DataConfig) -> Stored:
+    return open_stored([path], config)
 
 
 SKLEARN = ("digits", "digits_rows", "breast_cancer", "wine", "iris")
@@ -178,13 +223,19 @@ def _read_sklearn(name: str, config: DataConfig) -> Raw:
 
 SOURCES = {
     "sklearn": Source(_find_sklearn, _read_sklearn),
-    "npz": Source(_files(".npz"), read_npz),
-    "npy": Source(_find_npy, _read_npy),
-    "safetensors": Source(_files(".safetensors"), _read_safetensors),
-    "parquet": Source(
-        lambda location: tables.find_parquet(folder(location)), tables.read_parquet
+    "npz": Source(_files(".npz"), read_npz, _one_file),
+    "npy": Source(
+        _find_npy,
+        _read_npy,
+        lambda found, config: open_stored(found["embeddings"], config),
     ),
-    "tfds": Source(tables.find_tfds, tables.read_tfds),
+    "safetensors": Source(_files(".safetensors"), _read_safetensors, _one_file),
+    "parquet": Source(
+        lambda location: tables.find_parquet(folder(location)),
+        tables.read_parquet,
+        open_stored,
+    ),
+    "tfds": Source(tables.find_tfds, tables.read_tfds, tables.stored_tfds),
 }
 
 LAYOUTS = {

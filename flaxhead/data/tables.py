@@ -18,8 +18,10 @@ import numpy as np
 from flaxhead.config import DataConfig
 from flaxhead.data import checks
 from flaxhead.data.records import Raw
+from flaxhead.data.stored import Stored
 from flaxhead.paths import AnyPath, fetched
 
+STREAMED = "streamed"
 # A table's names for a field, each in the plural and in the singular.
 NAMES = {
     "embeddings": ("embeddings", "embedding"),
@@ -105,11 +107,13 @@ def read_parquet(paths: list[AnyPath], config: DataConfig) -> Raw:
     with checks.parsing(paths[0], "a Parquet file"), paths[0].open("rb") as stored:
         schema = pq.read_schema(stored)
     chosen = _choose(schema, config, True, where)
+    left = chosen.embeddings if config.residency == STREAMED else ()
+    names = [name for name in chosen.names if name not in left]
     parts = []
     for path in paths:
         what = f"a Parquet file with columns {', '.join(chosen.names)}"
         with fetched(path) as file, checks.parsing(path, what):
-            parts.append(pq.read_table(file, columns=chosen.names))
+            parts.append(pq.read_table(file, columns=names))
     with checks.parsing(paths[-1], f"a table of the same columns as {paths[0].name}"):
         table = pa.concat_tables(parts).combine_chunks()
     with checks.parsing(paths[0], "a Parquet file (class names are JSON metadata)"):
@@ -129,14 +133,16 @@ class Rows(NamedTuple):
       rows: how many there are.
       read: `(first, size) -> iterator of Raw` from row `first` on, of `size` rows at
         most.
+      block: so many rows can only be read at once; 0: any number.
     """
 
     rows: int
     read: Callable[[int, int], Iterator[Raw]]
+    block: int = 0
 
 
-def open_parquet(path: Path, config: DataConfig) -> Rows:
-    """Looks at a Parquet file; its labels will not be read."""
+def open_parquet(path: Path, config: DataConfig, *, alone: bool = False) -> Rows:
+    """Looks at a Parquet file; its labels will not be read, alone the embeddings."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -144,6 +150,8 @@ def open_parquet(path: Path, config: DataConfig) -> Rows:
         schema, metadata = file.schema_arrow, file.metadata
         sizes = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
     chosen = _choose(schema, config, False, str(path))
+    if alone:
+        chosen = chosen._replace(names=chosen.embeddings, used={})
 
     def read(first: int, size: int) -> Iterator[Raw]:
         group = 0
@@ -151,7 +159,9 @@ def open_parquet(path: Path, config: DataConfig) -> Rows:
             first -= sizes[group]
             group += 1
         # A buffer: a group of rows may be as large as the file.
-        with pq.ParquetFile(path, buffer_size=checks.CHUNK_BYTES) as file:
+        with pq.ParquetFile(
+            path, metadata=metadata, buffer_size=checks.CHUNK_BYTES
+        ) as file:
             batches = file.iter_batches(
                 size,
                 row_groups=list(range(group, len(sizes))),
@@ -167,7 +177,7 @@ def open_parquet(path: Path, config: DataConfig) -> Rows:
                     table = pa.Table.from_batches([batch.slice(skipped)])
                     yield Raw(**_decode(table, chosen, str(path)), where=str(path))
 
-    return Rows(sum(sizes), read)
+    return Rows(sum(sizes), read, block=max(sizes, default=0))
 
 
 class _Columns(NamedTuple):
@@ -221,12 +231,14 @@ def _choose(schema: Any, config: DataConfig, labelled: bool, where: str) -> _Col
 
 def _decode(table: Any, chosen: _Columns, where: str) -> dict[str, Any]:
     """Returns the arrays of a table, or of a piece of one."""
+    others = {**chosen.used, **({"labels": chosen.labels} if chosen.labels else {})}
+    others = {f: _lists(table[name], name, where) for f, name in others.items()}
+    if chosen.embeddings[0] not in table.column_names:
+        return {"embeddings": None, **others}
     if chosen.numbered:
         x = np.stack([_scalars(table[name]) for name in chosen.embeddings], axis=1)
     else:
         x = _lists(table[chosen.embeddings[0]], chosen.embeddings[0], where)
-    columns = {**chosen.used, **({"labels": chosen.labels} if chosen.labels else {})}
-    others = {f: _lists(table[name], name, where) for f, name in columns.items()}
     return {"embeddings": x, **others}
 
 
@@ -354,8 +366,25 @@ def find_tfds(location: str) -> dict[str, Any]:
     return {str(split): (builder, str(split)) for split in builder.info.splits}
 
 
-def read_tfds(handle: tuple[Any, str], config: DataConfig) -> Raw:
-    """Reads the embeddings, labels and optional fields of one split of a TFDS set."""
+class _Features(NamedTuple):
+    """The features of a TFDS set that are read.
+
+    Attributes:
+      embeddings: their name.
+      labels: their name, or None.
+      columns: `{field: name}` of all.
+      open: `() -> rows`.
+      where: the split, for messages.
+    """
+
+    embeddings: str
+    labels: str | None
+    columns: dict[str, str]
+    open: Callable[..., Any]
+    where: str
+
+
+def _features(handle: tuple[Any, str], config: DataConfig) -> _Features:
     import tensorflow_datasets as tfds
 
     builder, split = handle
@@ -388,25 +417,54 @@ def read_tfds(handle: tuple[Any, str], config: DataConfig) -> Raw:
         **({"labels": labels} if labels else {}),
     }
 
-    with checks.parsing(Path(str(builder.data_dir)), "a TFDS set of ArrayRecord files"):
+    def open_rows() -> Any:
         # Pictures beside the embeddings stay compressed.
         unread = {
             name: tfds.decode.SkipDecoding()
             for name, feature in features.items()
             if name not in columns.values() and isinstance(feature, tfds.features.Image)
         }
-        rows = builder.as_data_source(split, decoders=unread)
-        fields = {field: [] for field in columns}
-        for row in rows:
+        return builder.as_data_source(split, decoders=unread)
+
+    return _Features(embeddings, labels, columns, open_rows, where)
+
+
+def read_tfds(handle: tuple[Any, str], config: DataConfig) -> Raw:
+    """Reads the embeddings, labels and optional fields of one split of a TFDS set."""
+    builder, _ = handle
+    embeddings, labels, columns, open_rows, where = _features(handle, config)
+    features = dict(builder.info.features)
+    if config.residency == STREAMED:
+        del columns["embeddings"]
+    fields = {field: [] for field in columns}
+    with checks.parsing(Path(str(builder.data_dir)), "a TFDS set of ArrayRecord files"):
+        for row in open_rows() if columns else ():
             for field, column in columns.items():
                 fields[field].append(row[column])
     class_names = getattr(features.get(labels), "names", None)
+    arrays = {
+        name: checks.array(values, name, where) for name, values in fields.items()
+    }
     return Raw(
-        **{
-            field: checks.array(values, field, where)
-            for field, values in fields.items()
-        },
+        **{"embeddings": None, **arrays},
         class_names=class_names,
         where=where,
-        ignored=tuple(sorted(set(features).difference(columns.values()))),
+        ignored=tuple(sorted(set(features) - {embeddings, *columns.values()})),
     )
+
+
+def stored_tfds(handle: tuple[Any, str], config: DataConfig) -> Stored:
+    """The embeddings of one split of a TFDS set, left in its files."""
+    name, _, _, open_rows, where = _features(handle, config)
+    rows = open_rows()
+
+    def read(first: int, size: int) -> np.ndarray:
+        numbers = range(first, min(first + size, len(rows)))
+        if not numbers:
+            return np.empty((0, *sample.shape[1:]), sample.dtype)
+        values = [row[name] for row in rows.__getitems__(list(numbers))]
+        return checks.embeddings(np.stack(values), where)
+
+    with checks.parsing(Path(where), "a TFDS set of ArrayRecord files"):
+        sample = read(0, 1)
+    return Stored((len(rows), *sample.shape[1:]), sample.dtype, read)

@@ -1,0 +1,100 @@
+"""Embeddings that stay on the disk: read in pieces, never mapped, never whole."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+# Rows with more than so many others between them are read apart.
+_APART = 64
+
+
+class Scan(NamedTuple):
+    """What one pass over a split tells.
+
+    Attributes:
+      digest: SHA-256, as `fingerprint` has it.
+      hashes: `uint64 [rows]`, as of `row_hashes`.
+      statistics: weighted mean and standard deviation of each feature, `[dim]`.
+      norms: mean and standard deviation of the Euclidean norms.
+    """
+
+    digest: str
+    hashes: np.ndarray
+    statistics: tuple[np.ndarray, np.ndarray]
+    norms: tuple[float, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Stored:
+    """An array whose rows are read when they are asked for, in any order.
+
+    No NamedTuple: a tree of arrays has it as a leaf.
+
+    Attributes:
+      shape: `(rows, dim)` or `(rows, tokens, dim)`.
+      dtype: as training takes it.
+      read: `(first, size) -> [size, ...]`.
+      block: so many rows are best read at once; 0: any number.
+      scan: what one pass over it told; None before.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    read: Callable[[int, int], np.ndarray]
+    block: int = 0
+    scan: Scan | None = None
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        first, stop, _ = rows.indices(len(self))
+        return self.read(first, max(0, stop - first))
+
+    @property
+    def ndim(self) -> int:
+        """How many axes."""
+        return len(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all rows."""
+        return int(np.prod(self.shape)) * self.dtype.itemsize
+
+
+def in_memory(x: Any) -> Any:
+    """An array as a `Stored` one, to be taken in pieces too.
+
+    >>> in_memory(np.arange(6).reshape(3, 2))[1:].tolist()
+    [[2, 3], [4, 5]]
+    """
+    if isinstance(x, Stored):
+        return x
+    return Stored(x.shape, x.dtype, lambda first, size: x[first : first + size])
+
+
+def pick(x: Stored, rows: np.ndarray) -> Stored:
+    """The rows that `rows` (`bool [rows]`) selects, in order.
+
+    >>> x = in_memory(np.arange(3))
+    >>> pick(x, np.array([True, False, True]))[:].tolist()
+    [0, 2]
+    """
+    numbers = np.flatnonzero(rows)
+
+    def read(first: int, size: int) -> np.ndarray:
+        own = numbers[first : first + size]
+        near = np.split(own, np.flatnonzero(np.diff(own) > _APART) + 1)
+        parts = [x.read(0, 0)]
+        parts += [
+            x.read(int(part[0]), int(part[-1] + 1 - part[0]))[part - part[0]]
+            for part in near
+            if len(part)
+        ]
+        return np.concatenate(parts)
+
+    return dataclasses.replace(x, shape=(len(numbers), *x.shape[1:]), read=read)
