@@ -24,6 +24,7 @@ from test_resume import outcome, write_data
 
 from flaxhead import flags, loop, processes
 
+TWO_DEVICES = "--xla_force_host_platform_device_count=2"
 ROOT = Path(__file__).parent.parent
 
 NURSERY = """
@@ -128,7 +129,7 @@ def start(folder, nursery):
                     ],
                     "environment": {
                         "JAX_PLATFORMS": "cpu",
-                        "XLA_FLAGS": f"{QUICK} --xla_force_host_platform_device_count=2",
+                        "XLA_FLAGS": f"{QUICK} {TWO_DEVICES}",
                         "JAX_NUM_PROCESSES": str(count),
                     },
                     "files": files,
