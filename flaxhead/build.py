@@ -72,6 +72,8 @@ MULTILABEL = ("ridge", "logistic", "linear", "cosine", "mlp")
 """Heads that know several labels a row."""
 SHARED = frozenset(SOLVED) - {"semi_supervised"}
 """Heads that are one solution, whose rows may be split over devices."""
+STREAMED = ("nearest_mean", "lda", "ridge", "logistic")
+"""Solved heads whose rows may stay on the disk, and be read in passes."""
 _PASSES = 30
 _LEAST_STEPS = 300  # of gradient descent, however few the rows
 _SWEPT = (
@@ -767,6 +769,21 @@ def whole(config: Config) -> str:
     return not_streamed(config.data)
 
 
+def in_memory_for(config: Config) -> str:
+    """Returns the setting by which a search needs all rows in memory, or ""."""
+    for number, head in enumerate(config.heads):
+        if not (one_solution(head) and head.name in STREAMED):
+            return f"heads.{number} {head.name!r}, not solved in passes over the rows,"
+    selection = config.selection
+    settings = {
+        "selection.fold_by 'leave_one_out'": selection.fold_by == "leave_one_out",
+        "selection.nested": selection.nested > 0,
+        "curve.shots": bool(config.curve.shots),
+        not_streamed(config.data): bool(not_streamed(config.data)),
+    }
+    return next((name for name, is_set in settings.items() if is_set), "")
+
+
 def sees_views(config: Config, head: HeadConfig) -> bool:
     """Whether a head learns from all views of a row, and not from view 0 alone."""
     alone = head.name in SOLVED or head.graph or head.distill or head.prune
@@ -986,11 +1003,16 @@ def _check_residency(config: Config) -> None:
         return
     asked = f"data.residency is {data.residency!r}"
     if searched(config):
-        raise ValueError(
-            f"{asked}, which is for heads that are trained by steps and chosen by the "
-            "validation rows, and some are solved, of several members, or compared as "
-            "whole fits; set it to 'auto'"
-        )
+        if data.residency == "sharded":
+            raise ValueError(
+                f"{asked}, which is for heads that are trained by steps and chosen by "
+                "the validation rows; rows of solved heads are shared out over devices "
+                "anyway, set it to 'auto'"
+            )
+        if reason := in_memory_for(config):
+            raise ValueError(
+                f"{asked}, but {reason} needs all rows in memory; leave one out"
+            )
     if reason := whole(config):
         raise ValueError(
             f"{asked}, but every device needs all rows, by {reason}; leave one out"

@@ -249,12 +249,16 @@ def _settle_residency(
     """Puts the choice of `auto` into the settings, and tells of it.
 
     A run that is gone on with stays with what it has chosen: the order of its rows
-    depends on it. Where only reading tells how large the data is, it is returned.
+    depends on it. Where only reading tells how large the data is, it is returned. Rows
+    of a search are shared out over devices, unless they don't fit even so.
     """
-    if config.data.residency != "auto" or build.searched(config):
+    searched = build.searched(config)
+    if config.data.residency != "auto" or (searched and build.in_memory_for(config)):
         return config, data
 
     def settled(chosen: str, why: str) -> tuple[Config, Dataset | None]:
+        if searched and chosen != "streamed":
+            return config, data
         asked = dataclasses.replace(config.data, residency=chosen)
         changed = dataclasses.replace(config, data=asked)
         build.check(changed)
@@ -314,10 +318,9 @@ def residency(
 
 def _scanned(config: Config, data: Dataset) -> Dataset:
     """Reads through training embeddings that no device will hold as a whole."""
-    if build.searched(config):
-        return data
-    notes = {**data.notes, "residency": config.data.residency}
-    data = data._replace(notes=notes)
+    if config.data.residency != "auto":
+        notes = {**data.notes, "residency": config.data.residency}
+        data = data._replace(notes=notes)
     x = data.train.x
     if config.data.residency != "streamed" or (isinstance(x, Stored) and x.scan):
         return data
@@ -330,6 +333,12 @@ def _plan(config: Config, data: Dataset) -> _Plan:
         raise ValueError(
             f"data.views is {config.data.views}, but the data given was made with "
             f"data.views={several}; expected the same"
+        )
+    masked = data.train.mask is not None
+    if build.searched(config) and config.data.residency == "streamed" and masked:
+        raise ValueError(
+            "data.residency is 'streamed', but the embeddings are tokens with a mask, "
+            "which heads solved in passes don't read; set it to 'auto'"
         )
     output = build.output(config, data.task)
     if config.loss.tile and data.train.labels.ndim != 1:
@@ -546,7 +555,7 @@ def _compile(plan: _Plan) -> list[_Sweep]:
     if isinstance(data.x, Stored) and data.x.scan:
         statistics = data.x.scan.statistics
     elif plan.config.data.residency == "sharded":
-        statistics = feature_statistics(data)
+        statistics = feature_statistics(data.x, data.weights, data.mask)
     else:
         mean, std = heads.statistics(to_batch(data).x, train.weights)
         statistics = np.asarray(mean), np.asarray(std)

@@ -20,6 +20,7 @@ import numpy as np
 from flaxhead import build, heads, solvers, streamed
 from flaxhead.base import Array, Batch, Params
 from flaxhead.config import Config, DataConfig, HeadConfig
+from flaxhead.data import Stored, feature_statistics
 from flaxhead.data.labels import unlabelled
 from flaxhead.folds import lane_weights
 from flaxhead.metrics import (
@@ -435,10 +436,10 @@ def search(
       ValueError: where no candidate can win.
     """
     rows = rows._replace(weights=rows.weights * (fold >= 0).astype(np.float32))
-    read = streamed.stored(rows.x)
+    read = isinstance(rows.x, Stored)
     x = scored(question, rows).x
     mean, std = (
-        streamed.statistics(rows)
+        feature_statistics(rows.x, np.asarray(rows.weights))
         if read
         else map(np.asarray, heads.statistics(x, rows.weights))
     )
@@ -613,7 +614,7 @@ def predict(found: Found, rows: Batch, *, programs: list[Programs]) -> np.ndarra
         return one.shares.whole(one.shares.call(one.apply, params, placed), count)
 
     count = len(rows.labels)
-    if not streamed.stored(rows.x):
+    if not isinstance(rows.x, Stored):
         return logits(rows, count)
     size = streamed.piece_rows(rows.x)
     parts = streamed.pieces_of(rows, size)()

@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flaxhead import heads
 from flaxhead.base import Batch, Params, PyTree
 from flaxhead.parallel import Shares
 from flaxhead.solvers import Passes
@@ -25,11 +24,6 @@ one is filled up with rows of weight 0; `index` numbers the rows."""
 
 
 _PIECE_BYTES = 2**26
-
-
-def stored(x: Any) -> bool:
-    """Whether embeddings are to be read part by part."""
-    return hasattr(x, "read")
 
 
 def piece_rows(x: Any) -> int:
@@ -64,23 +58,6 @@ def padded(tree: Any, rows: int) -> Any:
         lambda leaf: np.pad(leaf, [(0, rows - len(leaf)), *[(0, 0)] * (leaf.ndim - 1)]),
         tree,
     )
-
-
-def statistics(rows: Batch) -> tuple[np.ndarray, np.ndarray]:
-    """As `flaxhead.heads.statistics`, of rows that are read part by part."""
-    measure = jax.jit(heads.statistics)
-    count, dim = 0.0, rows.x.shape[-1]
-    mean, squares = np.zeros(dim), np.zeros(dim)
-    for part in pieces_of(rows, piece_rows(rows.x))():
-        own = float(np.sum(part.weights, dtype=np.float64))
-        centre, std = (
-            np.asarray(one, np.float64) for one in measure(part.x, part.weights)
-        )
-        share, step = own / (count + own or 1), centre - mean
-        squares = squares + own * std**2 + count * share * step**2
-        count, mean = count + own, mean + share * step
-    std = np.sqrt(squares / (count or 1))
-    return mean.astype(np.float32), std.astype(np.float32)
 
 
 class Sum(NamedTuple):

@@ -201,12 +201,30 @@ def test_a_streamed_run_that_was_stopped_goes_on_as_if_it_had_not(
         np.testing.assert_array_equal(got["params"][name], leaf)
 
 
+def test_a_search_over_files_is_the_search_in_memory(sources, tmp_path):
+    asked = config(sources["npy"])
+    asked = dataclasses.replace(
+        asked,
+        heads=(HeadConfig("logistic", C=(0.1, 1.0)), HeadConfig("nearest_mean")),
+        selection=SelectionConfig("nll", folds=3, extend=0),
+    )
+    resident = dataclasses.replace(asked.data, residency="auto")
+    one = loop.run(asked, tmp_path / "stored")
+    other = loop.run(dataclasses.replace(asked, data=resident), tmp_path / "resident")
+    assert one["data"]["residency"] == "streamed"
+    for split in ("val", "test"):
+        for name in ("accuracy", "nll"):
+            assert one[split][name] == pytest.approx(other[split][name], rel=1e-3)
+    scores = [[each["score"] for each in two["candidates"]] for two in (one, other)]
+    np.testing.assert_allclose(*scores, rtol=1e-3)
+
+
 @pytest.mark.parametrize(
     ("section", "value", "says"),
     [
         ("residency", "disk", "data.residency is 'disk'"),
-        ("heads", (HeadConfig("ridge"),), "some are solved"),
-        ("selection", SelectionConfig(folds=3), "compared as whole fits"),
+        ("heads", (HeadConfig("knn"),), "'knn', not solved in passes"),
+        ("selection", SelectionConfig(folds=3), "'linear', not solved in passes"),
         ("consistency", ConsistencyConfig("fixmatch"), "by consistency.method"),
         ("train", TrainConfig(sampling="class_balanced"), "'class_balanced'"),
         ("views", True, "by data.views"),

@@ -7,6 +7,7 @@ import pytest
 
 from flaxhead import Config, HeadConfig, SelectionConfig, TrainConfig, solvers, streamed
 from flaxhead.base import Batch
+from flaxhead.data import Stored
 from flaxhead.folds import lane_weights
 from flaxhead.parallel import Shares
 from flaxhead.search import Question, predict, programs, search
@@ -122,21 +123,6 @@ def test_moments_over_parts_are_moments(name, monkeypatch):
             near(jax.tree.map(lambda leaf: leaf[place, lane], params), expected, 1e-4)  # noqa: B023
 
 
-class Lazy:
-    """Embeddings that are read, as those of a file."""
-
-    def __init__(self, x):
-        self._x, self.shape, self.dtype, self.ndim = x, x.shape, x.dtype, x.ndim
-        self.most = 0
-
-    def read(self, first, size):
-        self.most = max(self.most, size)
-        return self._x[first : first + size]
-
-    def __getitem__(self, rows):
-        return self.read(rows.start, rows.stop - rows.start)
-
-
 def scores_of(found):
     return np.array([one.score for one in found.candidates])
 
@@ -154,12 +140,20 @@ def test_a_search_over_parts_is_the_search(monkeypatch):
     )
     asked = Question(config, CLASSES, "multiclass", "softmax", "nll", None)
     compiled = programs(asked, rows=ROWS)
-    rows, lazy, fold = batch(LABELS), Lazy(X), (np.arange(ROWS) % 3).astype(np.int32)
+    most = []
+
+    def read(first, size):
+        most.append(size)
+        return X[first : first + size]
+
+    lazy = Stored(X.shape, X.dtype, read)
+    rows, fold = batch(LABELS), (np.arange(ROWS) % 3).astype(np.int32)
     expected, found = (
         search(asked, rows._replace(x=x), fold, folds=3, programs=compiled)
         for x in (X, lazy)
     )
-    assert lazy.most == 64
+    assert most[0] == ROWS  # the statistics', whose parts are larger
+    assert max(most[1:]) == 64
     assert found.selection == expected.selection
     near(scores_of(found), scores_of(expected), 1e-4)
     near(found.params, expected.params, 1e-3)

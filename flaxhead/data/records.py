@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from flaxhead.base import Batch, Tokens
-from flaxhead.data.stored import Stored, pick
+from flaxhead.data.stored import Stored, join, pick
 
 
 class Raw(NamedTuple):
@@ -117,7 +117,7 @@ def take(data: Embeddings, rows: np.ndarray) -> Embeddings:
 
 
 def concatenate(first: Embeddings, second: Embeddings) -> Embeddings:
-    """Puts the rows of two splits of one dataset together, in memory.
+    """Puts the rows of two splits of one dataset together, in memory or as `Stored`.
 
     >>> import numpy as np
     >>> x, ids, weights = np.zeros((3, 2)), np.arange(3), np.ones(3)
@@ -128,12 +128,14 @@ def concatenate(first: Embeddings, second: Embeddings) -> Embeddings:
     if not len(second.labels):
         return first
 
-    def join(one: np.ndarray | None, other: np.ndarray | None) -> Any:
+    def together(one: Any, other: Any) -> Any:
         if one is None or other is None:
             return None
+        if isinstance(one, Stored) or isinstance(other, Stored):
+            return join(one, other)
         return np.concatenate([one, other])
 
-    return Embeddings(*map(join, first, second))
+    return Embeddings(*map(together, first, second))
 
 
 def to_batch(data: Embeddings, *, views: bool = False) -> Batch:

@@ -52,20 +52,21 @@ def together(one: Spread, other: Spread) -> Spread:
     )
 
 
-def _nothing(data: Embeddings) -> Spread:
-    dim = data.x.shape[-1]
+def _nothing(dim: int) -> Spread:
     return Spread(0.0, np.zeros(dim), np.zeros(dim))
 
 
-def _spread(data: Embeddings, part: slice, rows: np.ndarray, size: int) -> Spread:
-    """Of the embeddings `rows` of a part of a split, filled up to one size."""
+def _spread(
+    rows: np.ndarray, weights: np.ndarray, mask: np.ndarray | None, size: int
+) -> Spread:
+    """Of some rows, filled up to one size."""
     more = size - len(rows)  # one program does for all
     x: Any = _padded(rows, more)
     each: Any = np.prod(rows.shape[1:-1])
-    if data.mask is not None:
-        real: Any = _padded(data.mask[part], more)
+    if mask is not None:
+        real: Any = _padded(mask, more)
         x, each = Tokens(x, real), real.sum(1)
-    weights = _padded(data.weights[part], more)
+    weights = _padded(weights, more)
     mean, std = (np.asarray(one, np.float64) for one in heads.statistics(x, weights))
     count = float(np.sum(weights.astype(np.float64) * each))
     return Spread(count, mean, count * std**2)
@@ -80,18 +81,25 @@ def _padded(values: np.ndarray, more: int) -> np.ndarray:
     return np.pad(values, [(0, more), *[(0, 0)] * (values.ndim - 1)])
 
 
-def feature_statistics(data: Embeddings) -> tuple[np.ndarray, np.ndarray]:
+def feature_statistics(
+    x: Any, weights: np.ndarray, mask: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """As `flaxhead.heads.statistics`, of rows that are more than a device holds.
 
-    >>> x, ids = np.array([[1.0], [3.0]]), np.arange(2)
-    >>> feature_statistics(Embeddings(x, ids, np.ones(2), None, None, ids))
+    Args:
+      x: `[rows, dim]` or `[rows, tokens, dim]`, in memory or `Stored`.
+      weights: `[rows]`.
+      mask: `[rows, tokens]`, True where a token is real, or None.
+
+    >>> feature_statistics(np.array([[1.0], [3.0]]), np.ones(2))
     (array([2.], dtype=float32), array([1.], dtype=float32))
     """
-    spread = _nothing(data)
-    parts = list(checks.chunks(data.x))
+    spread = _nothing(x.shape[-1])
+    parts = list(checks.chunks(x))
     for part in parts:
-        rows = data.x[part]
-        spread = together(spread, _spread(data, part, rows, parts[0].stop))
+        real = None if mask is None else mask[part]
+        own = _spread(x[part], weights[part], real, parts[0].stop)
+        spread = together(spread, own)
     return _finished(spread)
 
 
@@ -112,7 +120,7 @@ def scan(data: Embeddings, where: str, *, tick: Tick | None = None) -> Embedding
     x = in_memory(data.x)
     digest = digest_of(x)
     hashes, bad, norms = np.empty(len(x), np.uint64), [], np.zeros(3)
-    spread, parts = _nothing(data), list(checks.chunks(x))
+    spread, parts = _nothing(x.shape[-1]), list(checks.chunks(x))
     for part in parts:
         rows = x[part]
         finite = checks.finite(rows)
@@ -122,10 +130,12 @@ def scan(data: Embeddings, where: str, *, tick: Tick | None = None) -> Embedding
         digest.update(rows.tobytes())
         hashes[part] = row_hashes(rows)
         own = np.linalg.norm(rows.astype(np.float32), axis=-1).astype(np.float64)
-        if data.mask is not None:
-            own = own[data.mask[part]]
+        real = None if data.mask is None else data.mask[part]
+        if real is not None:
+            own = own[real]
         norms += own.size, own.sum(), (own**2).sum()
-        spread = together(spread, _spread(data, part, rows, parts[0].stop))
+        more = _spread(rows, data.weights[part], real, parts[0].stop)
+        spread = together(spread, more)
         if tick is not None:
             tick(part.stop, len(x))
     if bad:

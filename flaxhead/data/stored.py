@@ -77,6 +77,27 @@ def in_memory(x: Any) -> Any:
     return Stored(x.shape, x.dtype, lambda first, size: x[first : first + size])
 
 
+def join(first: Any, second: Any) -> Stored:
+    """The rows of two arrays, one after the other; the second may be in memory.
+
+    >>> join(in_memory(np.arange(3)), np.arange(3, 5))[1:4].tolist()
+    [1, 2, 3]
+    """
+    one, other = in_memory(first), in_memory(second)
+    rows = len(one)
+
+    def read(first: int, size: int) -> np.ndarray:
+        if first + size <= rows:
+            return one.read(first, size)
+        if first >= rows:
+            return other.read(first - rows, size)
+        rest = other.read(0, first + size - rows)
+        return np.concatenate([one.read(first, rows - first), rest])
+
+    shape = (rows + len(other), *one.shape[1:])
+    return dataclasses.replace(one, shape=shape, read=read, scan=None)
+
+
 def pick(x: Stored, rows: np.ndarray) -> Stored:
     """The rows that `rows` (`bool [rows]`) selects, in order.
 
