@@ -102,7 +102,7 @@ class Process:
 
     def __init__(self, function: Callable[[], Any], *, before: Any = None):
         """Starts it; `before` is called in the process first."""
-        self.file = tempfile.TemporaryFile("w+", dir=SCRATCH)
+        self.file = tempfile.TemporaryFile("w+", dir=SCRATCH)  # noqa: SIM115
         self.began = time.monotonic()
         sys.stdout.flush()
         self.pid = os.fork()
@@ -326,9 +326,8 @@ def kills(bench: Bench, name: str, count: int, seed: int) -> None:
         right = ended.status == 0 and job.outcome(place) == whole
         bench.check(right, f"{name}: not the same: {ended.said[-2000:]}")
         lost.append(ended.seconds)
-        left = [one for one in SCRATCH.glob(f".{place.name}*")] + list(
-            place.glob(".*") if place.is_dir() else ()
-        )
+        inside = place.glob(".*") if place.is_dir() else ()
+        left = [*SCRATCH.glob(f".{place.name}*"), *inside]
         bench.check(not left, f"{name}: left behind: {left}")
         remove(place, bulk_files.record_path(place))
     seconds = bench.seconds[name]
