@@ -133,6 +133,15 @@ class Process:
         if not self.ended():
             os.kill(self.pid, number)
 
+    def stop(self, number: int, when: Callable[[], Any]) -> Ended:
+        """Sends a signal as soon as something is so, and waits for the end."""
+        while not when() and not self.ended():
+            time.sleep(0.002)
+        time.sleep(0.05)  # It listens to signals by then.
+        if not self.ended():
+            os.kill(self.pid, number)
+        return self.wait()
+
     def ended(self) -> bool:
         """Whether it has ended; it is waited for later."""
         flags = os.WEXITED | os.WNOHANG | os.WNOWAIT
@@ -158,12 +167,14 @@ class Job(NamedTuple):
       outcome: `(place) -> everything that is there under its final name`.
       saved: `(place) -> how far it is recorded to be`.
       resumed: what the command says before that number; "" where it starts again.
+      under_way: `(place) -> whether there is something to stop`.
     """
 
     start: Callable[..., Process]
     outcome: Callable[[Path], dict[str, Any]]
     saved: Callable[[Path], int]
     resumed: str
+    under_way: Callable[[Path], Any]
 
 
 def of_run(place: Path) -> dict[str, Any]:
@@ -217,8 +228,13 @@ def make_jobs() -> dict[str, Job]:
             told = [f"--config={config}", f"--workdir={place}"]
             return Process(lambda: train.main(told), before=before)
 
-        resumed = "resumed after step " if name == "train" else ""
-        jobs[name] = Job(start, of_run, steps_saved, resumed)
+        if name == "train":
+            job = Job(start, of_run, steps_saved, "resumed after step ", steps_saved)
+        else:
+            # The folder is held from just before it begins until it ends.
+            locked = lambda place: (place / ".lock").exists()  # noqa: E731
+            job = Job(start, of_run, steps_saved, "", locked)
+        jobs[name] = job
 
     def score(place: Path, before: Any = None) -> Process:
         bulk_files._SAVE_SECONDS = 0.1  # pyright: ignore[reportPrivateUsage]
@@ -227,7 +243,9 @@ def make_jobs() -> dict[str, Job]:
         told += ["--batch-size=1024"]
         return Process(lambda: cli.main(told), before=before)
 
-    jobs["predict"] = Job(score, of_scores, rows_saved, "resumed after row ")
+    jobs["predict"] = Job(
+        score, of_scores, rows_saved, "resumed after row ", rows_saved
+    )
     return jobs
 
 
@@ -271,6 +289,13 @@ class Bench:
         clear = ended.status == 2 and len(errors) == 1 and "Traceback" not in ended.said
         self.check(clear, f"{what}: status {ended.status}: {ended.said[-2000:]}")
         return errors[0].replace(f"{SCRATCH}/", "") if errors else ended.sentence
+
+    def stopped(
+        self, name: str, place: Path, number: int = signal.SIGTERM, before: Any = None
+    ) -> Ended:
+        """Stops a job once it is under way."""
+        job = self.jobs[name]
+        return job.start(place, before).stop(number, lambda: job.under_way(place))
 
     def same(self, name: str, place: Path, what: str) -> None:
         """Makes a job to its end, and checks that it leaves what it should."""
@@ -412,9 +437,7 @@ def read_only(bench: Bench, name: str) -> tuple[str, str, str]:
         folder = SCRATCH / f"read-only-{name}"
         folder.mkdir()
         begun = bench.place(name, "begun", folder)
-        process = bench.jobs[name].start(begun)
-        process.kill(signal.SIGTERM, 0.7 * bench.seconds[name])
-        process.wait()
+        bench.stopped(name, begun)
         if ROOT_USER:
             with mounted("--bind", str(folder), folder=folder):
                 remount = ["mount", "-o", "remount,ro,bind", str(folder)]
@@ -459,9 +482,7 @@ def checkpoint_damage(bench: Bench) -> Iterator[tuple[str, str, str]]:
     """Bits of a checkpoint flipped and its files cut; then the folder is deleted."""
     rng, name = random.Random(1), "train"
     stopped = bench.place(name, "stopped")
-    process = bench.jobs[name].start(stopped)
-    process.kill(signal.SIGTERM, 0.7 * bench.seconds[name])
-    process.wait()
+    bench.stopped(name, stopped)
     step = steps_saved(stopped)
     inside = stopped / "checkpoints" / str(step)
     every = [one for one in sorted(inside.rglob("*")) if one.is_file()]
@@ -595,9 +616,7 @@ def clock(bench: Bench, name: str) -> tuple[str, str, str]:
         time.time_ns = lambda: now_ns() + int(off() * 1e9)
 
     place = bench.place(name, "jumping")
-    process = bench.jobs[name].start(place, jump)
-    process.kill(signal.SIGTERM, 0.7 * bench.seconds[name])
-    process.wait()
+    bench.stopped(name, place, before=jump)
     for path in place.rglob("*") if place.is_dir() else [bulk_files.part(place)]:
         if path.exists():
             os.utime(path, (2e9, 2e9))  # in 2033
@@ -608,12 +627,13 @@ def clock(bench: Bench, name: str) -> tuple[str, str, str]:
 
 
 def two_at_once(bench: Bench, name: str) -> tuple[str, str, str]:
-    """Two processes with the same command: one a while later, then in one moment."""
+    """Two with the same command: thrice one under way, thrice begun in one moment."""
     seen: dict[str, int] = collections.Counter()
-    for number, delay in enumerate((0.5, 0.8, 0.0, 0.0, 0.0, 0.0)):
+    for number in range(6):
         place = bench.place(name, f"both-{number}")
         first = bench.jobs[name].start(place)
-        time.sleep(delay * bench.seconds[name])
+        while number < 3 and not bench.jobs[name].under_way(place):
+            time.sleep(0.002)
         second = bench.jobs[name].start(place)
         for ended in (first.wait(), second.wait()):
             if ended.status == 0:
@@ -631,9 +651,7 @@ def signals(bench: Bench, name: str) -> tuple[str, str, str]:
     seen: dict[str, int] = collections.Counter()
     for number in (signal.SIGTERM, signal.SIGINT):
         place = bench.place(name, f"stopped-by-{number.name}")
-        process = bench.jobs[name].start(place)
-        process.kill(number, 0.75 * bench.seconds[name])
-        ended = process.wait()
+        ended = bench.stopped(name, place, number)
         clear = ended.status == 128 + number and "Traceback" not in ended.said
         bench.check(
             clear, f"{number.name}, {name}: {ended.status} {ended.said[-2000:]}"

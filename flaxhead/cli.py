@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 
-from flaxhead import bundle, flags, plan
+from flaxhead import build, bundle, flags, plan
 from flaxhead.bulk import predict_files
 from flaxhead.config import Config
 from flaxhead.data import load, load_split, to_batch
@@ -137,7 +137,8 @@ def _evaluate(options: argparse.Namespace) -> None:
         config=dataclasses.replace(known.data, source=options.data),
     )
     batch = to_batch(data)
-    logits = bundle.in_batches(head.logits, batch.x)
+    with build.in_full():
+        logits = bundle.in_batches(head.logits, batch.x)
     warning = bundle.drift(batch.x, known.spec)
     if warning:
         print(f"warning: {warning}", file=sys.stderr)

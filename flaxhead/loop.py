@@ -167,7 +167,7 @@ def run(
         return _finished(finished)
     loaded_seconds = time.perf_counter() - began
 
-    with _alone(workdir), build.precision(config), stop_signals() as stopped:
+    with _alone(workdir), build.in_full(), stop_signals() as stopped:
         _claim(workdir, mine)  # Of two that claimed it at once, one goes on.
         if chosen_by is not None:
             result = _search(plan, chosen_by, workdir, display, stopped)

@@ -92,6 +92,16 @@ def test_programs_compile_for_tpus(name, where):
         assert not re.search(r"\[<=\d", one.text), "a dynamic shape"
         # The embeddings stay where they are, and so does everything else.
         assert set(one.collectives) <= {"all-reduce"}
+        # A product per line; only those of training may be rounded, by JAX's default.
+        full = [
+            "operand_precision={highest,highest}" in line
+            for line in one.text.splitlines()
+            if re.search(r" = f32\S+ (convolution|dot)\(", line)
+        ]
+        trains = one.name.startswith("train ") or name == "ensemble"
+        assert full
+        assert any(full) != trains if trains else all(full)
+        assert not re.search(r" = bf16\S+ (convolution|dot)\(", one.text)
         if one.name.startswith("train "):
             # Devices add up their gradients, and no more than a few numbers beside.
             numbers = made.candidates * (DIM * CLASSES + CLASSES)
