@@ -464,7 +464,7 @@ def read_only(bench: Bench, name: str) -> tuple[str, str, str]:
 # Damage.
 
 
-def damages(path: Path, flips: int, rng: random.Random) -> Iterator[str]:
+def damages(path: Path, flips: int, rng: random.Random, cuts: int = 2) -> Iterator[str]:
     """Damages a file in each way in turn, and mends it."""
     whole = path.read_bytes()
     for _ in range(flips if whole else 0):
@@ -472,7 +472,7 @@ def damages(path: Path, flips: int, rng: random.Random) -> Iterator[str]:
         content[rng.randrange(len(whole))] ^= 1 << rng.randrange(8)
         path.write_bytes(content)
         yield "flipped"
-    for size in {len(whole) // 2, max(0, len(whole) - 1)} - {len(whole)}:
+    for size in (len(whole) // 2, len(whole) - 1)[: cuts if whole else 0]:
         path.write_bytes(whole[:size])
         yield "cut"
     path.write_bytes(whole)
@@ -489,7 +489,7 @@ def checkpoint_damage(bench: Bench) -> Iterator[tuple[str, str, str]]:
     arrays = max(every, key=lambda one: one.stat().st_size)
     seen: dict[str, collections.Counter[str]] = {}
     for file in every:
-        for kind in damages(file, 8 if file == arrays else 1, rng):
+        for kind in damages(file, 8 if file == arrays else 1, rng, cuts=1):
             place = bench.place(name, "damaged")
             remove(place)
             shutil.copytree(stopped, place)
@@ -505,7 +505,7 @@ def checkpoint_damage(bench: Bench) -> Iterator[tuple[str, str, str]]:
             counter = seen.setdefault(f"{where}, {kind}", collections.Counter())
             counter[outcome] += 1
     for where, counter in seen.items():
-        yield f"checkpoint, {where}", counted(counter), "nothing, or see below"
+        yield f"checkpoint, {where}", counted(counter), "nothing, or see the next line"
     remove(inside)
     bench.same(name, stopped, "checkpoint deleted")
     kept = steps_saved(stopped)
@@ -600,18 +600,21 @@ def by_kind(
         groups.setdefault((where, kind), collections.Counter())[outcome] += 1
     for (where, kind), counter in groups.items():
         bench.check(set(counter) <= fine, f"{name}, {where}, {kind}: {counter}")
-        yield f"{name}, {where}, {kind}", counted(counter), "nothing"
+        lost = "nothing"
+        if "other numbers" in counter:
+            lost = "the format has no checksum; a run that goes on refuses them"
+        yield f"{name}, {where}, {kind}", counted(counter), lost
 
 
 # Clocks, two at once, signals.
 
 
 def clock(bench: Bench, name: str) -> tuple[str, str, str]:
-    """A clock of the day that jumps by up to a year at every look."""
+    """A clock of the day that jumps by up to 23 days between two looks."""
 
     def jump() -> None:
         rng, now, now_ns = random.Random(0), time.time, time.time_ns
-        off = lambda: rng.uniform(-1, 1) * 3e7  # noqa: E731
+        off = lambda: rng.uniform(-1, 1) * 1e6  # noqa: E731
         time.time = lambda: now() + off()
         time.time_ns = lambda: now_ns() + int(off() * 1e9)
 
@@ -627,12 +630,12 @@ def clock(bench: Bench, name: str) -> tuple[str, str, str]:
 
 
 def two_at_once(bench: Bench, name: str) -> tuple[str, str, str]:
-    """Two with the same command: thrice one under way, thrice begun in one moment."""
+    """Two with the same command: twice one under way, twice begun in one moment."""
     seen: dict[str, int] = collections.Counter()
-    for number in range(6):
+    for number in range(4):
         place = bench.place(name, f"both-{number}")
         first = bench.jobs[name].start(place)
-        while number < 3 and not bench.jobs[name].under_way(place):
+        while number < 2 and not bench.jobs[name].under_way(place):
             time.sleep(0.002)
         second = bench.jobs[name].start(place)
         for ended in (first.wait(), second.wait()):
@@ -643,7 +646,7 @@ def two_at_once(bench: Bench, name: str) -> tuple[str, str, str]:
                 what = f"two at once, {name}"
                 seen[shorter(bench.refused(ended, what))] += 1
         bench.same(name, place, f"two at once, {name}")
-    return f"{name}, two processes at once, six times", counted(seen), "nothing"
+    return f"{name}, two processes at once, four times", counted(seen), "nothing"
 
 
 def signals(bench: Bench, name: str) -> tuple[str, str, str]:

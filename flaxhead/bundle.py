@@ -30,7 +30,7 @@ from flaxhead.config import DataConfig, HeadConfig
 from flaxhead.data import Stored
 from flaxhead.data.hashes import seal
 from flaxhead.metrics import Output
-from flaxhead.paths import Location, is_local, part, to_path, write
+from flaxhead.paths import Location, is_local, naming, part, to_path, write
 
 FORMAT = 1
 _ARRAYS = "params.safetensors"
@@ -288,9 +288,10 @@ def save(path: Location, bundle: Bundle) -> None:
         return
     new = part(path)
     shutil.rmtree(new, ignore_errors=True)
-    new.mkdir(parents=True)
-    (new / _ARRAYS).write_bytes(content)
-    (new / "head.json").write_text(text)
+    with naming(path):
+        new.mkdir(parents=True)
+        (new / _ARRAYS).write_bytes(content)
+        (new / "head.json").write_text(text)
     old = path.with_name(f".{path.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if path.exists():

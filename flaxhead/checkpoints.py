@@ -38,6 +38,8 @@ def open_folder(path: AnyPath, *, keep: int) -> Manager:
         ),
         best_fn=rank,  # without one, orbax doesn't write the metrics
         enable_async_checkpointing=True,
+        # By the clock of the day, which may be set while it writes.
+        async_options=ocp.AsyncOptions(timeout_secs=10**7),
         cleanup_tmp_directories=True,
     )
     path = path.absolute() if is_local(path) else path

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -174,6 +175,8 @@ COMMANDS = {"predict": _predict, "evaluate": _evaluate, "plan": _plan}
 def errors() -> Iterator[None]:
     """Turns what a user can mend into one line on standard error and exit status 2."""
     quiet_tpu_compiler()
+    # Orbax logs the traceback of what is told below.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
     try:
         yield
     except Interrupted as error:

@@ -73,16 +73,23 @@ def write(path: AnyPath, content: str | bytes, *, new: bool = False) -> None:
     """
     content = content.encode() if isinstance(content, str) else content
     if isinstance(path, Path):
-        try:
+        with naming(path):
             part(path).write_bytes(content)
             os.replace(part(path), path)
-        except OSError as error:
-            error.filename = str(path)  # A full disk names no file.
-            raise
         return
     with _answering(path):
         mode = "create" if new else "overwrite"
         _store(path).pipe_file(str(path), content, mode=mode)
+
+
+@contextmanager
+def naming(path: AnyPath) -> Iterator[None]:
+    """Gives an OSError the name of a file; that of a full disk has none."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = str(path)
+        raise
 
 
 def part(path: AnyPath) -> AnyPath:
@@ -152,7 +159,7 @@ def _is_named(file: int, path: Path) -> bool:
 def append(path: AnyPath, text: str) -> None:
     """Adds text to a file; an object, which cannot grow, is written again."""
     if isinstance(path, Path):
-        with path.open("a") as file:
+        with naming(path), path.open("a") as file:
             file.write(text)
     else:
         write(path, path.read_text() + text)
