@@ -624,9 +624,11 @@ def clock(bench: Bench, name: str) -> tuple[str, str, str]:
         if path.exists():
             os.utime(path, (2e9, 2e9))  # in 2033
     ended = bench.jobs[name].start(place, jump).wait()
-    right = ended.status == 0 and bench.jobs[name].outcome(place) == bench.whole[name]
-    bench.check(right, f"clock, {name}: {ended.said[-2000:]}")
-    return f"{name}, clock jumps, files are of 2033", "the same outcome", "nothing"
+    happened = "done"
+    if ended.status:  # Orbax waits for so many seconds by this clock.
+        happened = shorter(bench.refused(ended, f"clock, {name}"))
+    bench.same(name, place, f"clock, {name}")
+    return f"{name}, clock jumps, files are of 2033", happened, "nothing"
 
 
 def two_at_once(bench: Bench, name: str) -> tuple[str, str, str]:

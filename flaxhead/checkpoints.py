@@ -38,12 +38,11 @@ def open_folder(path: AnyPath, *, keep: int) -> Manager:
         ),
         best_fn=rank,  # without one, orbax doesn't write the metrics
         enable_async_checkpointing=True,
-        # By the clock of the day, which may be set while it writes.
-        async_options=ocp.AsyncOptions(timeout_secs=10**7),
         cleanup_tmp_directories=True,
     )
     path = path.absolute() if is_local(path) else path
-    with _told(f"the checkpoints in {path} can't be used"):
+    advice = "delete the folder of the damaged one to go on without it"
+    with _told(f"the checkpoints in {path} can't be used", advice):
         return ocp.CheckpointManager(path, options=options)
 
 

@@ -175,8 +175,7 @@ COMMANDS = {"predict": _predict, "evaluate": _evaluate, "plan": _plan}
 def errors() -> Iterator[None]:
     """Turns what a user can mend into one line on standard error and exit status 2."""
     quiet_tpu_compiler()
-    # Orbax logs the traceback of what is told below.
-    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    _quiet_orbax()
     try:
         yield
     except Interrupted as error:
@@ -192,6 +191,18 @@ def errors() -> Iterator[None]:
         # Messages of libraries may have several lines.
         print(f"error: {' '.join(told.splitlines())}", file=sys.stderr)
         raise SystemExit(2) from None
+
+
+def _quiet_orbax() -> None:
+    """Keeps its tracebacks from the screen: what failed is told in one sentence."""
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
+
+    def tell(one: Any) -> None:
+        # What was still being written, or read, when it gave up.
+        if str(one.exc_value) != "Event loop is closed":
+            sys.__unraisablehook__(one)
+
+    sys.unraisablehook = tell
 
 
 def cache_compilations() -> None:
