@@ -14,7 +14,18 @@ import jax
 import numpy as np
 
 from flaxhead import folds, heads, losses, optim, solvers
-from flaxhead.base import Array, Fit, Head, Hyperparameters, Learner, Loss, PyTree
+from flaxhead.base import (
+    Array,
+    Batch,
+    Fit,
+    Head,
+    Hyperparameters,
+    Info,
+    Learner,
+    Loss,
+    PyTree,
+    State,
+)
 from flaxhead.config import Config, HeadConfig
 from flaxhead.data import RESIDENCIES, not_streamed
 from flaxhead.distillation import distill
@@ -757,7 +768,8 @@ def make_learner(
         objective = objective + hyperparameters[_TERM] * term
     if several:  # Its parameters are made for the vectors that it will predict on.
         made_head = heads.preprocess(made_head, lambda x: x[:, 0])
-    return learner(made_head, objective, tx, axis=axis)
+    learn = learner(made_head, objective, tx, axis=axis)
+    return learn._replace(step=_in_precision(learn.step, config.train.precision))
 
 
 def whole(config: Config) -> str:
@@ -843,10 +855,22 @@ def by_folds(config: Config) -> bool:
     return bool(config.selection.folds) or config.selection.fold_by == "leave_one_out"
 
 
-def precision(config: Config) -> Any:
-    """Returns the context in which the programs of a run are traced."""
-    name = None if config.train.precision == "default" else config.train.precision
-    return jax.default_matmul_precision(name)
+def in_full() -> Any:
+    """Returns the context in which the programs of a run are traced.
+
+    What is solved, counted or evaluated has products of full float32 on all devices;
+    only the steps of training are in the precision that is asked for.
+    """
+    return jax.default_matmul_precision("highest")
+
+
+def _in_precision(step: Callable[..., Any], name: str) -> Callable[..., Any]:
+    def run(state: State, batch: Batch) -> tuple[State, Info]:
+        # By its name, "default" too: without one, vmap would ask the context around.
+        with jax.default_matmul_precision(name):
+            return step(state, batch)
+
+    return run
 
 
 def _loss_name(config: Config, task: str) -> str:

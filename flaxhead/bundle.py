@@ -1,7 +1,8 @@
 """A trained head as one small folder: save it, load it, predict with it.
 
 `head.json` holds the head's settings, class names, feature spec, metrics, versions and
-the checksum of `params.safetensors`, which holds every array. There is no pickle.
+the checksums of itself and of `params.safetensors`, which holds every array. There is
+no pickle.
 """
 
 from __future__ import annotations
@@ -27,8 +28,9 @@ from flaxhead.base import Array, Head, Params, Tokens
 from flaxhead.build import make_head
 from flaxhead.config import DataConfig, HeadConfig
 from flaxhead.data import Stored
+from flaxhead.data.hashes import seal
 from flaxhead.metrics import Output
-from flaxhead.paths import Location, is_local, part, to_path, write
+from flaxhead.paths import Location, is_local, naming, part, to_path, write
 
 FORMAT = 1
 _ARRAYS = "params.safetensors"
@@ -278,7 +280,7 @@ def save(path: Location, bundle: Bundle) -> None:
         "versions": {name: version(name) for name in ("flaxhead", "jax", "flax")},
         "sha256": {_ARRAYS: hashlib.sha256(content).hexdigest()},
     }
-    text = json.dumps(described, indent=2, allow_nan=False)
+    text = json.dumps(seal(described), indent=2, allow_nan=False)
     if not is_local(path):
         # A folder of a bucket can't be renamed: its checksum tells a mixture.
         write(path / _ARRAYS, content)
@@ -286,9 +288,10 @@ def save(path: Location, bundle: Bundle) -> None:
         return
     new = part(path)
     shutil.rmtree(new, ignore_errors=True)
-    new.mkdir(parents=True)
-    (new / _ARRAYS).write_bytes(content)
-    (new / "head.json").write_text(text)
+    with naming(path):
+        new.mkdir(parents=True)
+        (new / _ARRAYS).write_bytes(content)
+        (new / "head.json").write_text(text)
     old = path.with_name(f".{path.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if path.exists():
@@ -334,6 +337,11 @@ def load(path: Location) -> LoadedHead:
                 f"{path}: {_ARRAYS} is damaged (its checksum is {found[:12]}..., "
                 f"head.json says {described['sha256'][_ARRAYS][:12]}...); copy or "
                 "train the head again"
+            )
+        if seal(described) != described:
+            raise ValueError(
+                f"{path}: head.json is damaged, or was changed (its checksum is "
+                "another); copy or train the head again"
             )
         arrays = parse_safetensors(content)
         params = {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, TypeAlias
 
 import jax
@@ -13,13 +15,18 @@ from orbax.checkpoint.checkpoint_managers import (
 )
 
 from flaxhead.base import PyTree
+from flaxhead.data.hashes import of_arrays
 from flaxhead.paths import AnyPath, is_local
 
 Manager: TypeAlias = ocp.CheckpointManager
 
 
 def open_folder(path: AnyPath, *, keep: int) -> Manager:
-    """Opens a folder of checkpoints, of which the last `keep` and the best stay."""
+    """Opens a folder of checkpoints, of which the last `keep` and the best stay.
+
+    Raises:
+      ValueError: it can't be read or written to.
+    """
 
     def rank(metrics: dict[str, float]) -> Any:
         # Of equal ones the first: that is where the best was found.
@@ -34,7 +41,9 @@ def open_folder(path: AnyPath, *, keep: int) -> Manager:
         cleanup_tmp_directories=True,
     )
     path = path.absolute() if is_local(path) else path
-    return ocp.CheckpointManager(path, options=options)
+    advice = "delete the folder of the damaged one to go on without it"
+    with _told(f"the checkpoints in {path} can't be used", advice):
+        return ocp.CheckpointManager(path, options=options)
 
 
 def save(manager: Manager, step: int, tree: PyTree, *, score: float) -> None:
@@ -45,9 +54,24 @@ def save(manager: Manager, step: int, tree: PyTree, *, score: float) -> None:
       step: the number of the checkpoint.
       tree: NumPy arrays only.
       score: what "best" goes by, larger is better.
+
+    Raises:
+      ValueError: it can't be written, or the one before it couldn't.
     """
-    metrics = {"score": score, "step": step}
-    manager.save(step, args=ocp.args.StandardSave(tree), metrics=metrics)
+    metrics = {"score": score, "step": step, "sha256": of_arrays(jax.tree.leaves(tree))}
+    with _told(f"a checkpoint can't be written to {manager.directory}"):
+        manager.save(step, args=ocp.args.StandardSave(tree), metrics=metrics)
+
+
+def close(manager: Manager) -> None:
+    """Waits until all is written.
+
+    Raises:
+      ValueError: it can't be written.
+    """
+    with _told(f"a checkpoint can't be written to {manager.directory}"):
+        manager.wait_until_finished()
+        manager.close()
 
 
 def restore(manager: Manager, target: PyTree) -> tuple[int, PyTree] | None:
@@ -70,13 +94,24 @@ def restore(manager: Manager, target: PyTree) -> tuple[int, PyTree] | None:
     def describe(leaf: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
 
-    try:
+    advice = "delete that folder to go on from the checkpoint before it"
+    with _told(f"checkpoint {manager.directory / str(step)} can't be restored", advice):
         target = jax.tree.map(describe, target)
         tree = manager.restore(step, args=ocp.args.StandardRestore(target))
-    except Exception as error:
-        raise ValueError(
-            f"checkpoint {manager.directory / str(step)} can't be restored "
-            f"({type(error).__name__}: {''.join(str(error).splitlines()[:1])}); delete "
-            "that folder to go on from the checkpoint before it"
-        ) from error
+        # Orbax has no checksum of the arrays.
+        known = manager.metrics(step) or {}
+        if known.get("sha256") != of_arrays(jax.tree.leaves(tree)):
+            raise ValueError("its arrays are not those of its checksum")
     return step, tree
+
+
+@contextmanager
+def _told(what: str, advice: str = "") -> Iterator[None]:
+    """Turns whatever orbax raises into one sentence."""
+    try:
+        yield
+    except Exception as error:
+        first = "".join(str(error).splitlines()[:1])
+        raise ValueError(
+            f"{what} ({type(error).__name__}: {first})" + (advice and f"; {advice}")
+        ) from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from typing import Any
 
 import jax
 
-from flaxhead import bundle, flags, plan
+from flaxhead import build, bundle, flags, plan
 from flaxhead.bulk import predict_files
 from flaxhead.config import Config
 from flaxhead.data import load, load_split, to_batch
@@ -137,7 +138,8 @@ def _evaluate(options: argparse.Namespace) -> None:
         config=dataclasses.replace(known.data, source=options.data),
     )
     batch = to_batch(data)
-    logits = bundle.in_batches(head.logits, batch.x)
+    with build.in_full():
+        logits = bundle.in_batches(head.logits, batch.x)
     warning = bundle.drift(batch.x, known.spec)
     if warning:
         print(f"warning: {warning}", file=sys.stderr)
@@ -173,6 +175,7 @@ COMMANDS = {"predict": _predict, "evaluate": _evaluate, "plan": _plan}
 def errors() -> Iterator[None]:
     """Turns what a user can mend into one line on standard error and exit status 2."""
     quiet_tpu_compiler()
+    _quiet_orbax()
     try:
         yield
     except Interrupted as error:
@@ -188,6 +191,18 @@ def errors() -> Iterator[None]:
         # Messages of libraries may have several lines.
         print(f"error: {' '.join(told.splitlines())}", file=sys.stderr)
         raise SystemExit(2) from None
+
+
+def _quiet_orbax() -> None:
+    """Keeps its tracebacks from the screen: what failed is told in one sentence."""
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
+
+    def tell(one: Any) -> None:
+        # What was still being written, or read, when it gave up.
+        if str(one.exc_value) != "Event loop is closed":
+            sys.__unraisablehook__(one)
+
+    sys.unraisablehook = tell
 
 
 def cache_compilations() -> None:

@@ -264,7 +264,9 @@ class TrainConfig:
     devices: int = 0
     """How many local devices to use; 0: all of them."""
     precision: str = "default"
-    """Precision of matrix products: `default`, `high` or `highest`."""
+    """Of the matrix products of training steps: `default`, which on a TPU rounds what
+    it multiplies to bfloat16 and on a GPU may to TF32, `high` or `highest`. What is
+    solved, counted or evaluated is in full float32 in any case."""
 
 
 @dataclass(frozen=True)

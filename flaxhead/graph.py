@@ -19,7 +19,7 @@ from jax.typing import ArrayLike
 from flaxhead.base import Array
 from flaxhead.heads.neighbours import nearest, nearest_others
 from flaxhead.heads.normalize import unit
-from flaxhead.moments import divisor
+from flaxhead.moments import divisor, exact
 
 _ROWS_AT_ONCE = 1024
 _ROWS_OF_A_PART = 65536  # on the host
@@ -275,14 +275,14 @@ def poisson(graph: Graph, sources: Array, *, tolerance: float = 1e-5) -> Array:
     # taken out of the right-hand side, where rounding leaves some of it.
     flat = root / jnp.sqrt(divisor(jnp.sum(graph.degrees)))
     right = charges / divisor(root)
-    right = jnp.where(root > 0, right - flat * (flat.T @ right), 0)
+    right = jnp.where(root > 0, right - flat * exact(flat.T, right), 0)
     found, _ = cg(
         lambda values: values - propagate(graph, values),
         right,
         tol=tolerance,
         maxiter=_MOST,
     )
-    found -= flat * (flat.T @ found)
+    found -= flat * exact(flat.T, found)
     return found / divisor(root)
 
 
@@ -319,7 +319,7 @@ def induct(
     def one(x: Array) -> Array:
         similarity, rows = nearest(unit(x), bank, weights, k, block)
         share = jnp.maximum(similarity, 0) ** power
-        return share @ values[rows] / divisor(jnp.sum(share))
+        return exact(share, values[rows]) / divisor(jnp.sum(share))
 
     return lax.map(one, x, batch_size=_ROWS_AT_ONCE)
 
@@ -349,7 +349,7 @@ def balance(values: Array, prior: Array, weights: Array) -> Array:
         return values / divisor(jnp.sum(values, axis=1, keepdims=True))
 
     def turn(_: int | Array, values: Array) -> Array:
-        return rows_to_one(values * prior / divisor(share @ values))
+        return rows_to_one(values * prior / divisor(exact(share, values)))
 
     return lax.fori_loop(0, _BALANCING, turn, rows_to_one(values))
 

@@ -9,7 +9,8 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -49,6 +50,7 @@ from flaxhead.metrics import (
 from flaxhead.paths import (
     AnyPath,
     Location,
+    alone,
     append,
     check_for_checkpoints,
     is_local,
@@ -64,6 +66,7 @@ from flaxhead.sampling import Windows, make_windows
 from flaxhead.search import Question, head_names, rank
 from flaxhead.selection import Candidate, Selection, grid_edges, select
 
+_LOCK = ".lock"
 _LOGITS_KEPT = 2**28  # of all rows of a split, on the host
 _LOGITS_AT_ONCE = 2**22  # where they are more
 _LOG_SECONDS = 5.0  # between two versions of metrics.jsonl in a bucket
@@ -155,14 +158,17 @@ def run(
     chosen_by = crossval.pool(config, data) if build.searched(config) else None
     if chosen_by is None:
         check_for_checkpoints(workdir)
-    _claim(workdir, config, data)
+    mine = {"config": dataclasses.asdict(config), "data": fingerprint(data)}
+    mine = json.loads(json.dumps(mine))
+    _claim(workdir, mine)
     finished = workdir / "result.json"
     if processes.gather(finished.exists())[0]:
         display.say(f"{workdir} holds the finished run; nothing to do")
-        return json.loads(finished.read_text())
+        return _finished(finished)
     loaded_seconds = time.perf_counter() - began
 
-    with build.precision(config), stop_signals() as stopped:
+    with _alone(workdir), build.in_full(), stop_signals() as stopped:
+        _claim(workdir, mine)  # Of two that claimed it at once, one goes on.
         if chosen_by is not None:
             result = _search(plan, chosen_by, workdir, display, stopped)
             result["timing"] = {
@@ -407,13 +413,15 @@ def _plan(config: Config, data: Dataset) -> _Plan:
     )
 
 
-def _claim(workdir: AnyPath, config: Config, data: Dataset) -> None:
+def _alone(workdir: AnyPath) -> Any:
+    """Holds a folder for this run; in a bucket there is nothing to hold."""
+    if not is_local(workdir) or jax.process_index():
+        return nullcontext()
+    return alone(Path(workdir / _LOCK), f"the run in {workdir}")
+
+
+def _claim(workdir: AnyPath, mine: dict[str, Any]) -> None:
     """Makes a folder this run's, or makes sure that it is."""
-    mine = {
-        "config": dataclasses.asdict(config),
-        "data": fingerprint(data),
-    }
-    mine = json.loads(json.dumps(mine))
     path = workdir / "config.json"
     other = processes.differing(json.dumps(mine, sort_keys=True))
     if other is not None:
@@ -442,7 +450,7 @@ def _claim(workdir: AnyPath, config: Config, data: Dataset) -> None:
         return
     # What a run leaves that was killed while it made the folder its own. A bucket has
     # no such thing, but lists a folder that was made by hand as a part of itself.
-    left = {part(path).name if is_local(path) else workdir.name}
+    left = {part(path).name, _LOCK} if is_local(path) else {workdir.name}
     if workdir.exists() and (
         not workdir.is_dir() or any(one.name not in left for one in workdir.iterdir())
     ):
@@ -477,6 +485,16 @@ def _check_shared(path: AnyPath, there: bool) -> None:
             f"{seen.argmin()}; expected a --workdir that all processes see, such as "
             "gs://BUCKET/RUN"
         )
+
+
+def _finished(path: AnyPath) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(
+            f"{path} can't be read ({error}); delete it, and the same command makes "
+            "it again from the last checkpoint"
+        ) from error
 
 
 def _told(config: dict[str, Any]) -> dict[str, Any]:
@@ -770,8 +788,7 @@ def _train(
             saved_at = time.monotonic()
         if stop:
             sweeps[0].program.close()
-            manager.wait_until_finished()
-            manager.close()
+            checkpoints.close(manager)
             raise Interrupted(
                 stop,
                 f"after step {step}, which is saved; the same command with "
@@ -779,8 +796,7 @@ def _train(
             )
     sweeps[0].program.close()
     display.close()
-    manager.wait_until_finished()
-    manager.close()
+    checkpoints.close(manager)
     return _on_host(sweeps, progresses)
 
 
@@ -1004,10 +1020,13 @@ class _Log:
     def read(self) -> list[dict[str, Any]]:
         if not self.path.exists():
             return []
-        whole = [
-            line for line in self.path.read_text().splitlines(True) if "\n" in line
-        ]
-        return [json.loads(line) for line in whole]
+        try:
+            lines = self.path.read_text().splitlines(True)
+            return [json.loads(line) for line in lines if "\n" in line]
+        except ValueError as error:
+            raise ValueError(
+                f"{self.path} can't be read ({error}); correct or delete that line"
+            ) from error
 
 
 @contextmanager

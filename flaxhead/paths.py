@@ -7,6 +7,7 @@ an object is there whole or not at all.
 
 from __future__ import annotations
 
+import fcntl
 import importlib.util
 import os
 import tempfile
@@ -72,12 +73,23 @@ def write(path: AnyPath, content: str | bytes, *, new: bool = False) -> None:
     """
     content = content.encode() if isinstance(content, str) else content
     if isinstance(path, Path):
-        part(path).write_bytes(content)
-        os.replace(part(path), path)
+        with naming(path):
+            part(path).write_bytes(content)
+            os.replace(part(path), path)
         return
     with _answering(path):
         mode = "create" if new else "overwrite"
         _store(path).pipe_file(str(path), content, mode=mode)
+
+
+@contextmanager
+def naming(path: AnyPath) -> Iterator[None]:
+    """Gives an OSError the name of a file; that of a full disk has none."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = str(path)
+        raise
 
 
 def part(path: AnyPath) -> AnyPath:
@@ -85,10 +97,69 @@ def part(path: AnyPath) -> AnyPath:
     return path.with_name(f".{path.name}.new")
 
 
+@contextmanager
+def alone(path: Path, what: str) -> Iterator[None]:
+    """Holds a file that one process at a time can hold, and deletes it at the end.
+
+    The kernel lets go of it when the process ends, however it ends. Some clusters'
+    file systems have no locks; nothing is held there.
+
+    Args:
+      path: the file, made if it is not there.
+      what: is for one process at a time.
+
+    Raises:
+      ValueError: another process holds it, or its folder can't be written to.
+
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     with alone(Path(folder) / "lock", "the run"):
+    ...         with alone(Path(folder) / "lock", "the run"):
+    ...             pass
+    Traceback (most recent call last):
+    ValueError: another process is at work on the run; wait until it ends, or stop it
+    """
+    file = _held(path, what)
+    while not _is_named(file, path):  # The one before deleted it meanwhile.
+        os.close(file)
+        file = _held(path, what)
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        os.close(file)
+
+
+def _held(path: Path, what: str) -> int:
+    try:
+        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise ValueError(
+            f"the folder {path.parent} can't be written to ({error.strerror}); name "
+            "another one"
+        ) from error
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(file)
+        raise ValueError(
+            f"another process is at work on {what}; wait until it ends, or stop it"
+        ) from error
+    except OSError:
+        pass  # Without locks.
+    return file
+
+
+def _is_named(file: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file), path.stat())
+    except FileNotFoundError:
+        return False
+
+
 def append(path: AnyPath, text: str) -> None:
     """Adds text to a file; an object, which cannot grow, is written again."""
     if isinstance(path, Path):
-        with path.open("a") as file:
+        with naming(path), path.open("a") as file:
             file.write(text)
     else:
         write(path, path.read_text() + text)

@@ -232,7 +232,7 @@ def plan(config: Config, data: Dataset, *, name: str, devices: Sequence[Any]) ->
         made = made._replace(residency=f"{chosen}: {why}")
     work = loop.work(config, data)
     try:
-        with _nothing_kept():
+        with _nothing_kept(), build.in_full():
             if work.question is None:
                 return _of_sweeps(made, config, work, devices)
             return _of_search(made, work, devices)

@@ -12,7 +12,7 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from flaxhead.base import Array, Params
-from flaxhead.moments import class_shares, divisor
+from flaxhead.moments import class_shares, divisor, exact
 
 _MOST = 1000  # turns of the estimate
 
@@ -125,7 +125,7 @@ def estimate_prior(
         number, current, _ = state
         joint = ratio * current
         shares = joint / divisor(jnp.sum(joint, axis=1, keepdims=True))
-        following = mass @ shares
+        following = exact(mass, shares)
         return number + 1, following, jnp.max(jnp.abs(following - current))
 
     def going(state: tuple[Array, Array, Array]) -> Array:
@@ -154,10 +154,10 @@ def balanced_weights(labels: Array, weights: Array, *, classes: int) -> Array:
     Array([0.6666667, 0.6666667, 0.6666667, 2.       ], dtype=float32)
     """
     shares = class_shares(labels, classes)
-    counts = weights @ shares
+    counts = exact(weights, shares)
     present = jnp.sum(counts > 0)
     each = jnp.where(counts > 0, jnp.sum(counts) / divisor(counts * present), 0)
-    return weights * (shares @ each)
+    return weights * exact(shares, each)
 
 
 def _log(prior: ArrayLike) -> Array:

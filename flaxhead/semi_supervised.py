@@ -24,7 +24,13 @@ from flaxhead.graph import (
     spread,
     union,
 )
-from flaxhead.moments import class_moments, class_shares, divisor, weighted_mean
+from flaxhead.moments import (
+    class_moments,
+    class_shares,
+    divisor,
+    exact,
+    weighted_mean,
+)
 from flaxhead.solvers.discriminant import whitening
 
 _LABELS_OF_TRUST = 3
@@ -97,9 +103,9 @@ def vote(
         first = knn_graph(plain, present, k=k, power=power)
         moments = class_moments(plain, votes(first), present, classes=classes)
         whiten = whitening(moments, _SHRINKAGE)
-        second = knn_graph(plain @ whiten, present, k=k, power=power)
+        second = knn_graph(exact(plain, whiten), present, k=k, power=power)
         graph = union(first, second)
-        spaces.append(lambda x: x @ whiten)
+        spaces.append(lambda x: exact(x, whiten))
     rows = votes(graph)
 
     def carry(x: Any) -> Array:
@@ -315,7 +321,7 @@ def guard(
 
 def smoothed_prior(shares: Array, weights: Array) -> Array:
     """Returns how likely classes are, `[classes]`: a row more is given to each."""
-    counts = 1 + weights @ shares
+    counts = 1 + exact(weights, shares)
     return counts / divisor(jnp.sum(counts))
 
 

@@ -114,3 +114,17 @@ def mlp(params, x, activation, *, layer_norm):
             x = x * norm["scale"] + norm["bias"]
         x = ACTIVATIONS[activation](x)
     return x @ params["output"]["kernel"] + params["output"]["bias"]
+
+
+def products(lowered):
+    """The lines of the matrix products in a lowered program, StableHLO."""
+    lines = lowered.as_text().splitlines()
+    return [line for line in lines if "stablehlo.dot_general" in line]
+
+
+def in_full(lowered):
+    """Whether all products multiply and add in full float32."""
+    return all(
+        "precision = [HIGHEST, HIGHEST]" in line and line.endswith(("<f32>", "xf32>"))
+        for line in products(lowered)
+    )

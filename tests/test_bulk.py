@@ -1,5 +1,6 @@
 """Scores from disk to disk: what is written, what goes on, what is refused."""
 
+import contextlib
 import csv
 import json
 import os
@@ -19,6 +20,7 @@ from flaxhead import bundle
 from flaxhead.build import make_head
 from flaxhead.bulk import files, predict
 from flaxhead.loop import Interrupted
+from flaxhead.paths import alone
 from flaxhead.report.progress import Display
 
 ROOT = Path(__file__).parent.parent
@@ -275,6 +277,13 @@ def test_several_labels_are_written_as_a_set(inputs, tmp_path):
         assert row["class:1"] == NAMES[each.argmax()]
 
 
+HELD = contextlib.ExitStack()  # what another process would hold
+
+
+def flip(path, old, new):
+    path.write_bytes(path.read_bytes().replace(old, new))
+
+
 REFUSED = {
     "a head of another width": (
         lambda f: np.save(f / "new.npy", np.ones((4, 6), np.float32)),
@@ -289,7 +298,7 @@ REFUSED = {
     "an output in a folder that can't be written to": (
         lambda f: None,
         {"output": "/proc/out.csv"},
-        r"output /proc/out\.csv: its folder can't be written to \(",
+        r"the folder /proc can't be written to \(",
     ),
     "an output of another kind": (
         lambda f: None,
@@ -336,6 +345,27 @@ REFUSED = {
         {},
         "holds scores that differ in batch_size; name another",
     ),
+    "scores that were cut": (
+        lambda f: (
+            score(f / "new.npy", f / "out.npy"),
+            os.truncate(f / "out.npy", 1000),
+        ),
+        {},
+        "holds scores that differ in size; name another",
+    ),
+    "a record with a flipped bit": (
+        lambda f: (
+            score(f / "new.npy", f / "out.npy"),
+            flip(f / "out.npy.json", b'"done": 100', b'"done": 101'),
+        ),
+        {},
+        "is not known to be of flaxhead",
+    ),
+    "an output that another process writes": (
+        lambda f: HELD.enter_context(alone(files.lock_path(f / "out.npy"), "")),
+        {},
+        r"another process is at work on the output .*out\.npy; wait",
+    ),
     "more classes than there are": (lambda f: None, {"top_k": 4}, "top_k is 4"),
     "logits in a table": (
         lambda f: None,
@@ -365,6 +395,7 @@ def test_what_cannot_be_done_is_one_sentence(name, inputs, tmp_path):
         score(inputs, output, **given)
     assert "\n" not in str(caught.value)
     assert (output.read_bytes() if output.exists() else None) == before
+    HELD.close()
 
 
 def test_what_may_be_replaced_is(inputs, tmp_path):

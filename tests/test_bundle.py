@@ -12,6 +12,7 @@ from flaxhead import bundle
 from flaxhead.base import Tokens
 from flaxhead.build import make_head
 from flaxhead.config import DataConfig, HeadConfig
+from flaxhead.data.hashes import seal
 
 NAMES = ("ant", "bee", "Käfer")
 DIM = 5
@@ -160,10 +161,16 @@ def cut_arrays(folder):
     path.write_bytes(path.read_bytes()[:-3])
 
 
+def damage_name(folder):
+    path = folder / "head.json"
+    path.write_text(path.read_text().replace(f'"{NAMES[0]}"', f'"{NAMES[0]}!"'))
+
+
 def edit(**changes):
     def change(folder):
         path = folder / "head.json"
-        path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+        described = {**json.loads(path.read_text()), **changes}
+        path.write_text(json.dumps(seal(described)))
 
     return change
 
@@ -173,7 +180,7 @@ def drop(name):
         path = folder / "head.json"
         described = json.loads(path.read_text())
         del described[name]
-        path.write_text(json.dumps(described))
+        path.write_text(json.dumps(seal(described)))
 
     return change
 
@@ -182,6 +189,7 @@ def drop(name):
     ("change", "words"),
     [
         (damage_arrays, ["params.safetensors is damaged", "checksum"]),
+        (damage_name, ["head.json is damaged", "checksum"]),
         (cut_arrays, ["params.safetensors is damaged", "checksum"]),
         (
             lambda f: (f / "params.safetensors").unlink(),

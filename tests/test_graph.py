@@ -5,9 +5,11 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
+import oracles
 import pytest
 from sklearn.semi_supervised import LabelSpreading
 
+from flaxhead.base import Batch
 from flaxhead.graph import (
     approximate_neighbours,
     balance,
@@ -22,6 +24,7 @@ from flaxhead.graph import (
     spread,
     union,
 )
+from flaxhead.semi_supervised import vote
 
 ROWS, K, CLASSES = 60, 4, 3
 
@@ -249,3 +252,21 @@ def test_a_mixture_is_an_average():
     np.testing.assert_allclose(mixture(first, second), [[0.4, 0.6]], rtol=1e-6)
     weights = jnp.array([1.0, 0.0])
     np.testing.assert_array_equal(mixture(first, second, weights=weights), first)
+
+
+def test_products_are_in_full_on_accelerators_too():
+    def run(x, sources):
+        present = jnp.ones(len(x))
+        graph = knn_graph(x, present, k=K)
+        values = spread(graph, sources) + poisson(graph, sources)
+        values = balance(values, jnp.ones(CLASSES) / CLASSES, present)
+        return induct(x[:3], x, values, present)
+
+    x, _, sources = problem()
+    assert oracles.in_full(jax.jit(run).lower(jnp.asarray(x, jnp.bfloat16), sources))
+    told = Batch(*map(jnp.asarray, (x, sources, np.ones(ROWS), np.arange(ROWS))))
+    assert oracles.in_full(jax.jit(votes_of_all).lower(told))
+
+
+def votes_of_all(data):
+    return vote(data, jnp.ones(ROWS), classes=CLASSES).rows

@@ -1,5 +1,6 @@
 """Plans: what the compiler says of programs for devices that are not here."""
 
+import os
 import re
 import subprocess
 import sys
@@ -23,6 +24,15 @@ from flaxhead.data import arrays
 ROWS, DIM, CLASSES, BATCH = 640, 128, 8, 64
 SHAPE = f"{ROWS}x{DIM}x{CLASSES}:bfloat16"
 TRAIN = TrainConfig(batch_size=BATCH, steps=10)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _flags_of_cpus():
+    """The TPU's compiler ends the process at a flag that it doesn't know."""
+    jax.devices()  # Has read them.
+    flags = os.environ.pop("XLA_FLAGS")
+    yield
+    os.environ["XLA_FLAGS"] = flags
 
 
 def unlabelled(config: Config):
@@ -92,6 +102,17 @@ def test_programs_compile_for_tpus(name, where):
         assert not re.search(r"\[<=\d", one.text), "a dynamic shape"
         # The embeddings stay where they are, and so does everything else.
         assert set(one.collectives) <= {"all-reduce"}
+        # A product per line; only those of training may be rounded, by JAX's default.
+        full = [
+            "operand_precision={highest,highest}" in line
+            for line in one.text.splitlines()
+            if re.search(r" = f32\S+ (convolution|dot)\(", line)
+        ]
+        if one.name.startswith("train "):
+            assert not any(full)
+        else:  # That of the ensemble trains and scores.
+            assert all(full) != (name == "ensemble" and bool(full))
+        assert not re.search(r" = bf16\S+ (convolution|dot)\(", one.text)
         if one.name.startswith("train "):
             # Devices add up their gradients, and no more than a few numbers beside.
             numbers = made.candidates * (DIM * CLASSES + CLASSES)

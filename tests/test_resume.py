@@ -18,6 +18,10 @@ import pytest
 from conftest import QUICK
 from safetensors.numpy import load_file
 
+from flaxhead import Config, DataConfig, TrainConfig, checkpoints
+from flaxhead.loop import run
+from flaxhead.paths import alone
+
 ROOT = Path(__file__).parent.parent
 
 NURSERY = """
@@ -258,6 +262,34 @@ def test_a_damaged_checkpoint_is_one_sentence(start, tmp_path):
     status, said = start(workdir)
     assert status == 0, said
     assert f"resumed after step {steps[-2].name}" in said
+
+
+def test_a_flipped_bit_of_a_checkpoint_is_found(tmp_path):
+    tree = {"kernel": np.random.default_rng(0).normal(size=(64, 64))}
+    manager = checkpoints.open_folder(tmp_path, keep=1)
+    checkpoints.save(manager, 5, tree, score=0.5)
+    manager.wait_until_finished()
+    _, restored = checkpoints.restore(manager, tree)
+    np.testing.assert_array_equal(restored["kernel"], tree["kernel"])
+    checkpoints.close(manager)
+    (largest,) = (p for p in tmp_path.rglob("*") if p.stat().st_size > 64 * 64 * 4)
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 1
+    largest.write_bytes(content)
+    manager = checkpoints.open_folder(tmp_path, keep=1)
+    with pytest.raises(ValueError, match=r"its arrays are not those .* delete that"):
+        checkpoints.restore(manager, tree)
+    checkpoints.close(manager)
+
+
+def test_two_runs_in_one_folder_are_one_sentence(tmp_path):
+    workdir = tmp_path / "run"
+    config = Config(DataConfig("sklearn:iris"), train=TrainConfig(steps=1))
+    workdir.mkdir()
+    told = pytest.raises(ValueError, match=r"at work on the run in .*/run; wait")
+    with alone(workdir / ".lock", "the run"), told:
+        run(config, workdir)
+    assert [path.name for path in workdir.iterdir()] == ["config.json"]
 
 
 def test_the_last_checkpoints_and_the_best_are_kept(uninterrupted):

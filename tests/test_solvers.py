@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import oracles
 import pytest
 
 from flaxhead import heads, solvers
@@ -222,6 +223,9 @@ def test_compiled_is_eager_and_compiled_once(name):
         eager = case.solver(CLASSES)(*arguments)
         assert_close(said(name, fit(*arguments), DIM), said(name, eager, DIM))
     assert fit._cache_size() == 1
+    # On accelerators too: nothing is rounded to bfloat16 or TF32.
+    half = data._replace(x=data.x.astype(jnp.bfloat16))
+    assert oracles.in_full(fit.lower(half, *arguments[1:]))
 
 
 @every_solver

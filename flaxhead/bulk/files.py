@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from flaxhead.data.hashes import seal
 from flaxhead.data.inputs import READERS
 from flaxhead.paths import write
 
@@ -163,6 +164,11 @@ def part(output: Path) -> Path:
     return output.with_name(f"{output.name}.part")
 
 
+def lock_path(output: Path) -> Path:
+    """What the process at work on an output holds."""
+    return output.with_name(f".{output.name}.lock")
+
+
 def record_path(output: Path) -> Path:
     """Where the record of an output is."""
     return output.with_name(f"{output.name}.json")
@@ -186,8 +192,10 @@ def claim(output: Path, mine: dict[str, Any], *, overwrite: bool) -> dict[str, A
     changed = [
         name
         for name, value in mine.items()
-        if name not in ("done", "bytes") and theirs.get(name) != value
+        if name not in ("done", "bytes", "checksum") and theirs.get(name) != value
     ]
+    if output.exists() and theirs and output.stat().st_size != theirs["bytes"]:
+        changed.append("size")
     if not changed:
         if output.exists() and not overwrite:
             return theirs
@@ -211,7 +219,8 @@ def _read(path: Path) -> dict[str, Any]:
     """A record, or nothing where there is none of ours."""
     try:
         record = json.loads(path.read_text())
-        return record if {"done", "bytes"} <= set(record) else {}
+        whole = {"done", "bytes"} <= set(record) and seal(record) == record
+        return record if whole else {}
     except (FileNotFoundError, ValueError, TypeError):
         return {}
 
@@ -231,13 +240,7 @@ class Sink:
         self.saved = time.monotonic()
         if not self.done:
             # Before the part is there: a part without a record is somebody else's.
-            try:
-                write(self.path, _text(record))
-            except OSError as error:
-                raise ValueError(
-                    f"output {output}: its folder can't be written to "
-                    f"({error.strerror}); name another one"
-                ) from error
+            write(self.path, _text(record))
         # Not through a buffer, which would fail once more when it is closed.
         self.file = part(output).open("r+b" if self.done else "wb", buffering=0)
         self.file.truncate(record["bytes"])
@@ -267,11 +270,8 @@ class Sink:
         """Records how many rows there are, once they are on the disk."""
         with self._writing():
             os.fsync(self.file.fileno())
-            self.record = {
-                **self.record,
-                "done": self.done,
-                "bytes": self.file.tell(),
-            }
+            now = {"done": self.done, "bytes": self.file.tell()}
+            self.record = seal({**self.record, **now})
             write(self.path, _text(self.record))
         self.saved = time.monotonic()
 

@@ -25,9 +25,11 @@ from flaxhead.base import Array, Tokens
 from flaxhead.bulk import files
 from flaxhead.bundle import Bundle, LoadedHead, check_features, drift, to_probabilities
 from flaxhead.data import open_inputs
-from flaxhead.data.inputs import Block
+from flaxhead.data.hashes import seal
+from flaxhead.data.inputs import Block, Inputs
 from flaxhead.loop import Interrupted, stop_signals
 from flaxhead.parallel import Shares
+from flaxhead.paths import alone
 from flaxhead.report.progress import Display, quiet
 
 FORMAT = 1
@@ -113,30 +115,41 @@ def predict_files(
         "done": 0,
         "bytes": 0,
     }
-    record = files.claim(output, record, overwrite=overwrite)
-    if output.exists():
-        display.say(f"{output} holds these scores already; nothing to do")
-        return record
-    warning = drift(sample, head.bundle.spec)
-    if warning:
-        display.say(f"warning: {warning}")
-    program = _program(head, kind, output, top_k, shares)
-    size *= shares.devices
+    with alone(files.lock_path(output), f"the output {output}"):
+        record = files.claim(output, seal(record), overwrite=overwrite)
+        if output.exists():
+            display.say(f"{output} holds these scores already; nothing to do")
+            return record
+        warning = drift(sample, head.bundle.spec)
+        if warning:
+            display.say(f"warning: {warning}")
+        program = _program(head, kind, output, top_k, shares)
+        with files.Sink(output, record, form.header) as sink:
+            _write(sink, form, found, program, size * shares.devices, display)
+        os.replace(files.part(output), output)
+        return sink.record
 
-    def tell(done: int) -> float:
-        display.step(done, found.rows, "", "rows")
-        return time.monotonic()
 
-    with stop_signals() as stopped, files.Sink(output, record, form.header) as sink:
-        if sink.done:
-            display.say(f"resumed after row {sink.done}")
-        told = 0.0
-        blocks = _ahead(found.blocks(sink.done, size))
+def _write(
+    sink: files.Sink,
+    form: files.Form,
+    found: Inputs,
+    program: Callable[[Any, int], Callable[[], tuple[np.ndarray, ...]]],
+    size: int,
+    display: Display,
+) -> None:
+    """Scores the rows that are not written yet."""
+    if sink.done:
+        display.say(f"resumed after row {sink.done}")
+    told = 0.0
+    blocks = _ahead(found.blocks(sink.done, size))
+    with stop_signals() as stopped:
         try:
             for ids, arrays in _scored(program, blocks, size):
                 sink.append(form.encode(ids, arrays), len(ids))
                 if time.monotonic() - told >= _TELL_SECONDS or sink.done == found.rows:
-                    told = tell(sink.done)
+                    display.step(sink.done, found.rows, "", "rows")
+                    told = time.monotonic()
                 if stopped:
                     break
         finally:
@@ -148,8 +161,6 @@ def predict_files(
             f"after row {sink.done}, which is saved; the same command goes on from "
             "there",
         )
-    os.replace(files.part(output), output)
-    return sink.record
 
 
 def _kind(head: LoadedHead, output: Path, scores: str, top_k: int) -> str:

@@ -71,7 +71,7 @@ def parsing(path: AnyPath, what: str) -> Iterator[None]:
     except Exception as error:
         raise ValueError(
             f"{path}: cannot be read as {what}, expected a whole and valid file; write "
-            f"it again ({type(error).__name__}: {error})"
+            f"it again ({type(error).__name__}: {' '.join(str(error).split())})"
         ) from error
 
 

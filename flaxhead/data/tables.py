@@ -113,7 +113,8 @@ def read_parquet(paths: list[AnyPath], config: DataConfig) -> Raw:
     for path in paths:
         what = f"a Parquet file with columns {', '.join(chosen.names)}"
         with fetched(path) as file, checks.parsing(path, what):
-            parts.append(pq.read_table(file, columns=names))
+            part = pq.read_table(file, columns=names, page_checksum_verification=True)
+            parts.append(part)
     with checks.parsing(paths[-1], f"a table of the same columns as {paths[0].name}"):
         table = pa.concat_tables(parts).combine_chunks()
     with checks.parsing(paths[0], "a Parquet file (class names are JSON metadata)"):
@@ -160,7 +161,10 @@ def open_parquet(path: Path, config: DataConfig, *, alone: bool = False) -> Rows
             group += 1
         # A buffer: a group of rows may be as large as the file.
         with pq.ParquetFile(
-            path, metadata=metadata, buffer_size=checks.CHUNK_BYTES
+            path,
+            metadata=metadata,
+            buffer_size=checks.CHUNK_BYTES,
+            page_checksum_verification=True,
         ) as file:
             batches = file.iter_batches(
                 size,

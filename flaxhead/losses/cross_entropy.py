@@ -246,7 +246,7 @@ def class_weighted(
         if labels.ndim < logits.ndim:
             factors = class_weights[jnp.maximum(labels, 0)]
         elif not multilabel:
-            factors = labels @ class_weights
+            factors = jnp.sum(labels * class_weights, axis=-1)
         else:
             # Each entry becomes an example with one label.
             if where is not None and where.ndim < logits.ndim:
