@@ -1046,10 +1046,6 @@ def _check_residency(config: Config) -> None:
             f"{asked} and train.split {config.train.split!r}, whose devices need all "
             "rows; set train.split to 'batch'"
         )
-    if data.residency == "streamed" and jax.process_count() > 1:
-        raise ValueError(
-            f"{asked}, which one process does; this one has {jax.process_count()}"
-        )
 
 
 def _check_snapshots(config: Config) -> None:

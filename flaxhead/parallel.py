@@ -1028,8 +1028,6 @@ class _Placement:
         here = [device.process_index == jax.process_index() for device in devices]
         self.processes = 1 if abstract or all(here) else jax.process_count()
         if self.processes > 1:
-            mesh = Mesh(np.array(devices), (AXIS,))
-            self.sharding = NamedSharding(mesh, PartitionSpec(AXIS))
             return
         # Made once: a function made anew at every call would compile at every call.
         self._copy = jax.pmap(
@@ -1090,15 +1088,16 @@ class _Placement:
             )
             return jax.tree.map(lambda leaf: leaf[None], function(*mine))
 
-        lanes = self.sharding.spec
+        lanes, mesh = PartitionSpec(AXIS), self._by_device().mesh
+        specs = tuple(lanes if one else PartitionSpec() for one in each)
         mapped = jax.shard_map(
-            one,
-            mesh=self.sharding.mesh,
-            in_specs=tuple(lanes if one else PartitionSpec() for one in each),
-            out_specs=lanes,
-            check_vma=False,
+            one, mesh=mesh, in_specs=specs, out_specs=lanes, check_vma=False
         )
-        return jax.jit(mapped, donate_argnums=donate)
+        return jax.jit(
+            mapped,
+            donate_argnums=donate,
+            in_shardings=tuple(NamedSharding(mesh, spec) for spec in specs),
+        )
 
     def everywhere(self, tree: PyTree) -> PyTree:
         """The same on every device."""
@@ -1172,7 +1171,11 @@ class _Placement:
             return jax.tree.map(cut, rows) if shapes else jax.device_put(rows, where)
         cut_up = jax.tree.map(cut, rows)
         # A transfer and no program, which could get between the collectives of another.
-        return cut_up if shapes else jax.device_put(cut_up, self._by_device())
+        if shapes:
+            return cut_up
+        if self.processes > 1:
+            return self._spread(cut_up)
+        return jax.device_put(cut_up, self._by_device())
 
     def _by_device(self) -> NamedSharding:
         """How a leading device axis lies."""
@@ -1222,9 +1225,9 @@ class _Placement:
         """A leading axis of this process's devices."""
         if self.processes == 1:
             return self._put(tree)
+        where = self._by_device()
         return jax.tree.map(
-            lambda leaf: jax.make_array_from_process_local_data(self.sharding, leaf),
-            tree,
+            lambda leaf: jax.make_array_from_process_local_data(where, leaf), tree
         )
 
     def _local_lanes(self) -> list[int]:

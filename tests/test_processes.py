@@ -87,8 +87,17 @@ class Job(NamedTuple):
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("processes")
     write_data(folder / "data")
-    for name, text in (("trained", TRAINED), ("solved", SOLVED)):
-        (folder / f"{name}.py").write_text(text.format(data=folder / "data"))
+    with np.load(folder / "data" / "train.npz") as data:
+        one = {"embeddings": data["embeddings"][:, 0], "labels": data["labels"]}
+    (folder / "one").mkdir()
+    np.savez(folder / "one" / "train.npz", **one)
+    streamed = TRAINED.replace("views=True", 'residency="streamed", window_bytes=1000')
+    for name, text, data in [
+        ("trained", TRAINED, "data"),
+        ("streamed", streamed, "one"),
+        ("solved", SOLVED, "data"),
+    ]:
+        (folder / f"{name}.py").write_text(text.format(data=folder / data))
     return folder
 
 
@@ -257,6 +266,12 @@ def test_solved_heads_and_folds_on_four_processes_give_what_one_gives(
     assert "test accuracy" in said[0][1]
     assert not any("test accuracy" in out for _, out, _ in said[1:])
     assert not any("candidates" in errors for _, _, errors in said[1:])
+
+
+@pytest.mark.slow
+def test_streamed_rows_on_two_processes_give_what_one_gives(folder, run, alone):
+    run("streamed", folder / "streamed", count=2)
+    assert_equal(folder / "streamed", alone("streamed", folder / "streamed-alone"))
 
 
 @pytest.mark.slow
