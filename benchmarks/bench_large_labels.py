@@ -3,12 +3,15 @@
     python benchmarks/bench_large_labels.py memory [--classes 262144]
     python benchmarks/bench_large_labels.py time [--classes 262144] [--rounds 3]
     python benchmarks/bench_large_labels.py million [--classes 1000000] [--steps 3]
+    python benchmarks/bench_large_labels.py topology [--topology v5e:8x8]
 
 `memory` compiles the loss and its gradient for features, kernel, bias or scale, and
 prints what the compiled program holds beside its arguments and results; nothing is run.
 `time` runs both in turn, and prints medians; the dense one needs some 6 GB. `million`
 trains a head by SGD with momentum on one batch, and prints what the process held at its
-peak. Rows and features are made up.
+peak. `topology` compiles a step of Adam, its classes split over TPUs that need not be
+here (extra `plan`), and prints what each of them holds; nothing is run. Rows and
+features are made up.
 """
 
 from __future__ import annotations
@@ -23,7 +26,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from flaxhead import parallel, plan
 from flaxhead.base import Array, Batch
 from flaxhead.heads import linear
 from flaxhead.heads.normalize import length, unit
@@ -164,7 +169,40 @@ def million(options: argparse.Namespace) -> None:
     )
 
 
-PARTS = {"memory": memory, "time": timing, "million": million}
+def topology(options: argparse.Namespace) -> None:
+    """Prints what a device of a slice holds."""
+    devices = plan.topology(options.topology)
+    mesh = Mesh(np.array(devices), (parallel.CLASSES,))
+    loss = partial(tiled_cross_entropy, axis=parallel.CLASSES, classes=options.classes)
+    tx = optimizer("adam", learning_rate=0.1, steps=10, schedule="constant")
+    learn = learner(linear(options.classes), tiled_supervised(loss), tx)
+    learn = parallel.split_classes(learn, devices=devices)
+
+    def shape(leaf: Any, spec: Any) -> Any:
+        place = NamedSharding(mesh, spec)
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
+
+    def everywhere(leaf: Any) -> Any:
+        return shape(leaf, PartitionSpec())
+
+    rows = jax.ShapeDtypeStruct((options.rows,), jnp.int32)
+    x = jax.ShapeDtypeStruct((options.rows, options.dim), jnp.float32)
+    weights = jax.ShapeDtypeStruct((options.rows,), jnp.float32)
+    shapes: Any = Batch(*map(everywhere, (x, rows, weights, rows)))
+    key = everywhere(jax.eval_shape(lambda: jax.random.key(0)))
+    state = jax.eval_shape(learn.init, key, shapes)
+    specs = parallel._class_specs(state)  # pyright: ignore[reportPrivateUsage]
+    state = jax.tree.map(shape, state, specs)
+    step = jax.jit(learn.step, donate_argnums=0).lower(state, shapes).compile()
+    held: Any = step.memory_analysis()
+    kept, more = held.argument_size_in_bytes, held.temp_size_in_bytes
+    print(
+        f"{options.topology}, {len(devices)} x {devices[0].device_kind}: a device "
+        f"keeps {kept / 1e9:.2f} GB, and {more / 1e9:.2f} GB more in a step"
+    )
+
+
+PARTS = {"memory": memory, "time": timing, "million": million, "topology": topology}
 
 
 def main() -> None:
@@ -176,10 +214,12 @@ def main() -> None:
     parser.add_argument("--dim", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--topology", default="v5e:8x8")
     options = parser.parse_args()
-    large = options.part == "million"
-    options.classes = options.classes or (1_000_000 if large else 262_144)
-    options.rows = options.rows or (256 if large else 2048)
+    classes = {"million": 1_000_000, "topology": 10_000_000}
+    options.classes = options.classes or classes.get(options.part, 262_144)
+    rows = {"million": 256, "topology": 1024}
+    options.rows = options.rows or rows.get(options.part, 2048)
     print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}")
     print(f"{options.classes:,} classes, {options.rows:,} rows, {options.dim} features")
     PARTS[options.part](options)

@@ -577,7 +577,7 @@ class Shares:
 # ones to the host, a part of which is on each device; the rest is on all of them.
 
 
-def split_classes(learn: Learner, *, devices: int = 0) -> Learner:
+def split_classes(learn: Learner, *, devices: int | Sequence[Any] = 0) -> Learner:
     """Splits a head's last layer, its gradient and its optimiser's state by class.
 
     All devices see the same batch, and each multiplies it with its own classes.
@@ -585,8 +585,9 @@ def split_classes(learn: Learner, *, devices: int = 0) -> Learner:
     Args:
       learn: of an objective that adds up over the device axis `CLASSES`, such as
         `flaxhead.large.tiled_supervised`; its optimiser goes entry by entry (SGD, Adam,
-        AdamW, Lion), and doesn't clip by a norm of all entries.
-      devices: how many local devices to use; 0: all.
+        AdamW, Lion). One that clips by a norm of all entries would be wrong, without
+        a word: each device would take the norm of its own part.
+      devices: how many local devices to use; 0: all. Or those to compile for.
 
     Returns:
       A learner whose state has the last axis of what is below `output` split, with
@@ -676,8 +677,9 @@ def cut_classes(tree: PyTree, classes: int) -> PyTree:
     return jax.tree.map(cut, tree, _class_specs(tree))
 
 
-def _class_mesh(devices: int) -> Mesh:
-    return Mesh(np.array(choose_devices(devices)), (CLASSES,))
+def _class_mesh(devices: int | Sequence[Any]) -> Mesh:
+    chosen = choose_devices(devices) if isinstance(devices, int) else devices
+    return Mesh(np.array(chosen), (CLASSES,))
 
 
 def _class_specs(tree: PyTree) -> PyTree:
