@@ -148,7 +148,7 @@ def run(
     display = display or quiet()
     build.check(config)
     workdir = to_path(workdir)
-    config, data = _settle_residency(config, workdir, data, display)
+    config, data, why = _settle_residency(config, workdir, data)
     if data is None:
         data = load(
             config.data, tick=lambda done, rows: display.step(done, rows, "", "rows")
@@ -166,6 +166,8 @@ def run(
         display.say(f"{workdir} holds the finished run; nothing to do")
         return _finished(finished)
     loaded_seconds = time.perf_counter() - began
+    if why:
+        display.say(f"embeddings {config.data.residency}: {why}")
 
     with _alone(workdir), build.in_full(), stop_signals() as stopped:
         _claim(workdir, mine)  # Of two that claimed it at once, one goes on.
@@ -250,9 +252,9 @@ def _scored(chosen: bundle.Bundle, scores: dict[str, Any]) -> bundle.Bundle:
 
 
 def _settle_residency(
-    config: Config, workdir: AnyPath, data: Dataset | None, display: Display
-) -> tuple[Config, Dataset | None]:
-    """Puts the choice of `auto` into the settings, and tells of it.
+    config: Config, workdir: AnyPath, data: Dataset | None
+) -> tuple[Config, Dataset | None, str]:
+    """Puts the choice of `auto` into the settings, and returns its reason too.
 
     A run that is gone on with stays with what it has chosen: the order of its rows
     depends on it. Where only reading tells how large the data is, it is returned. Rows
@@ -260,16 +262,15 @@ def _settle_residency(
     """
     searched = build.searched(config)
     if config.data.residency != "auto" or (searched and build.in_memory_for(config)):
-        return config, data
+        return config, data, ""
 
-    def settled(chosen: str, why: str) -> tuple[Config, Dataset | None]:
+    def settled(chosen: str, why: str) -> tuple[Config, Dataset | None, str]:
         if searched and chosen != "streamed":
-            return config, data
+            return config, data, ""
         asked = dataclasses.replace(config.data, residency=chosen)
         changed = dataclasses.replace(config, data=asked)
         build.check(changed)
-        display.say(f"embeddings {chosen}: {why}")
-        return changed, data
+        return changed, data, why
 
     claimed = None
     # There may be no run, or one that `_claim` will refuse.

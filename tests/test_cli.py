@@ -7,7 +7,7 @@ import os
 import jax
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as st_numpy
 
@@ -300,6 +300,7 @@ GOOD = {
     changes=st.dictionaries(FIELDS, ARRAYS | st.none(), min_size=1, max_size=2),
     split=st.sampled_from(["train", "val", "test"]),
 )
+@example(changes={"labels": np.full(20, 2.0**63)}, split="train")
 def test_no_file_is_more_than_an_error(changes, split, tmp_path, monkeypatch, capsys):
     """Of files with one or two odd fields, each is taken or refused in a sentence."""
     fields = {**GOOD, **changes}

@@ -114,7 +114,7 @@ TRAIN = {
     "three axes": (good(labels=np.ones((ROWS, 2, 2))), r"shape \[24, 2, 2\], expected"),
     "fractions": (
         good(labels=at([4, 6], 0.5, 1.0)),
-        r"labels such as 0\.5 are no whole numbers, in 2 of 24 rows \(4, 6\)",
+        r"labels such as 0\.5 are no class numbers, in 2 of 24 rows \(4, 6\)",
     ),
     "infinite label": (good(labels=at([4], np.inf, 1.0)), "labels such as inf"),
     "complex label": (good(labels=np.ones(ROWS) * 1j), "labels have type complex128"),

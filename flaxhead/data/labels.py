@@ -125,12 +125,13 @@ def _text(values: np.ndarray, where: str) -> Named:
 def _numbers(values: np.ndarray, names: tuple[str, ...] | None, where: str) -> Named:
     if values.dtype.kind == "f":
         values = np.where(np.isnan(values), UNLABELLED, values)
-        broken = ~np.isfinite(values) | (values != np.round(values))
+        # Above 2**53 not every whole number is one of float64.
+        broken = ~(np.abs(values) < 2**53) | (values != np.round(values))
         if broken.any():
             example = values[broken][0]
             raise ValueError(
-                f"{where}: labels such as {example} are no whole numbers, in "
-                f"{checks.listing(broken)}; expected class numbers, names, or a matrix "
+                f"{where}: labels such as {example} are no class numbers, in "
+                f"{checks.listing(broken)}; expected whole numbers, names, or a matrix "
                 "[rows, classes] of soft labels"
             )
     values = values.astype(np.int64)
