@@ -342,7 +342,13 @@ def _plan(config: Config, data: Dataset) -> _Plan:
             f"data.views={several}; expected the same"
         )
     masked = data.train.mask is not None
-    if build.searched(config) and config.data.residency == "streamed" and masked:
+    read = build.searched(config) and config.data.residency == "streamed"
+    if read and jax.process_count() > 1:
+        raise ValueError(
+            "data.residency is 'streamed' and heads are solved or chosen by folds, "
+            f"which one process does; got {jax.process_count()} of them"
+        )
+    if read and masked:
         raise ValueError(
             "data.residency is 'streamed', but the embeddings are tokens with a mask, "
             "which heads solved in passes don't read; set it to 'auto'"
