@@ -272,12 +272,13 @@ def poisson(graph: Graph, sources: Array, *, tolerance: float = 1e-5) -> Array:
     charges = sources - mass * average
     root = jnp.sqrt(graph.degrees)[:, None]
     # Symmetric: v = D^1/2 u, (I - S) v = D^-1/2 charges. Its null space, D^1/2 1, is
-    # taken out of the right-hand side, where rounding leaves some of it.
+    # taken out of the right-hand side, where rounding leaves some of it, and given the
+    # eigenvalue 1, so that what rounding brings back of it dies out.
     flat = root / jnp.sqrt(divisor(jnp.sum(graph.degrees)))
     right = charges / divisor(root)
     right = jnp.where(root > 0, right - flat * exact(flat.T, right), 0)
     found, _ = cg(
-        lambda values: values - propagate(graph, values),
+        lambda v: v - propagate(graph, v) + flat * exact(flat.T, v),
         right,
         tol=tolerance,
         maxiter=_MOST,

@@ -240,7 +240,7 @@ def make_windows(
       block: rows that can only be read at once.
 
     >>> make_windows(1000, row_bytes=2**14, window_bytes=2**22)
-    Windows(rows=1000, block=64, blocks=4)
+    Windows(rows=1000, block=32, blocks=8)
     """
     # Of a small window no block is more than an eighth: rows come from eight places.
     least = max(1, min(_BLOCK_BYTES, window_bytes // 8) // row_bytes)

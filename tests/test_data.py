@@ -877,7 +877,7 @@ def test_a_fingerprint_minds_the_order_of_classes():
     assert [name for name in before if before[name] != after[name]] == ["class_names"]
 
 
-def test_only_numpy_is_imported_until_a_reader_needs_more():
+def test_only_numpy_and_jax_are_imported_until_a_reader_needs_more():
     folder = pathlib.Path(flaxhead.data.__file__).parent
     for file in folder.glob("*.py"):
         for node in ast.parse(file.read_text()).body:
@@ -885,12 +885,14 @@ def test_only_numpy_is_imported_until_a_reader_needs_more():
             names += [node.module] if isinstance(node, ast.ImportFrom) else []
             for name in names:
                 top = name.split(".")[0]
-                assert top in {"numpy", "flaxhead"} | sys.stdlib_module_names, file
+                assert top in {"numpy", "jax", "flaxhead"} | sys.stdlib_module_names, (
+                    file
+                )
 
 
 def test_every_example_of_the_page_on_data_runs(tmp_path, monkeypatch):
     page = pathlib.Path(__file__).parents[1] / "docs" / "data.md"
     blocks = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
-    assert len(blocks) == 6
+    assert len(blocks) == 7
     monkeypatch.chdir(tmp_path)
     exec("\n".join(blocks), {"__name__": "page"})

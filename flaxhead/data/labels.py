@@ -124,7 +124,7 @@ def _text(values: np.ndarray, where: str) -> Named:
 
 def _numbers(values: np.ndarray, names: tuple[str, ...] | None, where: str) -> Named:
     if values.dtype.kind == "f":
-        values = np.where(np.isnan(values), UNLABELLED, values)
+        values = np.where(np.isnan(values), UNLABELLED, values).astype(np.float64)
         # Above 2**53 not every whole number is one of float64.
         broken = ~(np.abs(values) < 2**53) | (values != np.round(values))
         if broken.any():
