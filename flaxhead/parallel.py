@@ -238,9 +238,12 @@ def _batch_rows(problem: Problem) -> int:
 
 
 def _chunk_steps(problem: Problem) -> int:
-    """Steps whose rows are a chunk."""
-    step_bytes = _row_bytes(problem.train) * _batch_rows(problem)
-    return max(1, min(problem.steps, _CHUNK_BYTES // step_bytes))
+    """Steps whose rows are a chunk, which is no more than a window."""
+    row_bytes, windows = _row_bytes(problem.train), problem.windows
+    most = _CHUNK_BYTES
+    if windows is not None:
+        most = min(most, windows.block * windows.blocks * row_bytes)
+    return max(1, min(problem.steps, most // (row_bytes * _batch_rows(problem))))
 
 
 def _row_bytes(rows: Batch) -> int:
