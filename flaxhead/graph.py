@@ -173,11 +173,12 @@ def approximate_neighbours(
     return neighbours, np.where(neighbours < 0, 0, similarity)
 
 
-def union(*graphs: Graph) -> Graph:
-    """Joins the edges of graphs over the same rows, each graph weighing the same.
+def union(*graphs: Graph, weights: Array | None = None) -> Graph:
+    """Joins the edges of graphs over the same rows.
 
     Args:
       graphs: of one type of row, as seen in several spaces for one.
+      weights: `[graphs]`, what an edge of each weighs; None: all the same.
 
     >>> x = jnp.array([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0], [0.1, 1.0]])
     >>> one = knn_graph(x, jnp.ones(4), k=1)
@@ -185,10 +186,11 @@ def union(*graphs: Graph) -> Graph:
     (4, 3)
     """
     neighbours = jnp.concatenate([graph.neighbours for graph in graphs], axis=1)
+    shares = jnp.ones(len(graphs)) if weights is None else weights
     own = []
-    for graph in graphs:
+    for graph, share in zip(graphs, shares, strict=True):
         root = jnp.sqrt(graph.degrees / divisor(jnp.mean(graph.degrees)))
-        own.append(graph.weights * root[:, None] * root[graph.neighbours])
+        own.append(share * graph.weights * root[:, None] * root[graph.neighbours])
     return _normalized(neighbours, jnp.concatenate(own, axis=1))
 
 

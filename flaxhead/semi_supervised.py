@@ -20,6 +20,7 @@ from flaxhead.graph import (
     balance,
     induct,
     knn_graph,
+    mixture,
     product_of_experts,
     spread,
     union,
@@ -35,6 +36,8 @@ from flaxhead.solvers.discriminant import whitening
 
 _LABELS_OF_TRUST = 3
 _SHRINKAGE = 0.3  # of the covariance within classes, where a graph is drawn again
+_GUESSES = 0.2  # what a guess weighs beside a label, where labels are spread again
+_SHARPER = 1.5  # votes to this power, as those of guesses are softer
 
 
 class Votes(NamedTuple):
@@ -66,8 +69,9 @@ def vote(
 
     The first joins rows that are alike about their mean. What it says of all rows gives
     the covariance within classes, and the second graph joins rows that are alike where
-    that is the same in all directions. Votes are balanced to the prior of the labelled
-    rows.
+    that is the same in all directions; its edges weigh as much as the labels are
+    trusted. Votes are balanced to the prior of the labelled rows, and then spread once
+    more, beside the labels.
 
     Args:
       data: all rows.
@@ -91,32 +95,39 @@ def vote(
     shares = jnp.where(labelled[:, None], class_shares(data.labels, classes), 0)
     prior = smoothed_prior(shares, data.weights * weights)
     present = data.weights
+    each = jnp.sum(labelled) / classes
+    trust = each / (each + _LABELS_OF_TRUST)
 
     def votes(graph: Any) -> Array:
-        return balance(spread(graph, shares, alpha=alpha), prior, present)
+        def spreaded(sources: Array) -> Array:
+            return balance(spread(graph, sources, alpha=alpha), prior, present)
+
+        guesses = jnp.where(labelled[:, None], 0, spreaded(shares))
+        return spreaded(shares + _GUESSES * guesses)
 
     x = data.x.astype(jnp.float32)
     mean = weighted_mean(x, present)
     plain = x - mean
     spaces: list[Callable[[Array], Array]] = [lambda x: x]
+    of_graphs = jnp.stack([jnp.ones(()), trust])
     if graph is None:
         first = knn_graph(plain, present, k=k, power=power)
         moments = class_moments(plain, votes(first), present, classes=classes)
         whiten = whitening(moments, _SHRINKAGE)
         second = knn_graph(exact(plain, whiten), present, k=k, power=power)
-        graph = union(first, second)
+        graph = union(first, second, weights=of_graphs)
         spaces.append(lambda x: exact(x, whiten))
-    rows = votes(graph)
+    rows = votes(graph) ** _SHARPER
+    rows /= jnp.sum(rows, axis=1, keepdims=True)
 
     def carry(x: Any) -> Array:
-        each = [
+        told = [
             induct(space(x - mean), space(plain), rows, present, k=k, power=power)
             for space in spaces
         ]
-        return sum(each[1:], each[0]) / len(each)
+        return mixture(*told, weights=of_graphs[: len(told)])
 
-    each = jnp.sum(labelled) / classes
-    return Votes(rows, carry, each / (each + _LABELS_OF_TRUST))
+    return Votes(rows, carry, trust)
 
 
 def with_graph(

@@ -230,10 +230,14 @@ def test_a_union_is_the_sum_of_graphs_of_equal_mass():
     np.testing.assert_allclose(
         propagate(both, jnp.eye(ROWS)), total / root[:, None] / root, atol=2e-5
     )
+    nothing = union(*pair, weights=jnp.array([1.0, 0.0]))
     one = union(pair[0], pair[0])
     values = jax.random.normal(jax.random.key(0), (ROWS, 2))
     np.testing.assert_allclose(
         propagate(one, values), propagate(pair[0], values), atol=1e-5
+    )
+    np.testing.assert_allclose(
+        propagate(nothing, values), propagate(pair[0], values), atol=1e-5
     )
 
 
