@@ -179,10 +179,11 @@ def test_each_edge_is_a_sentence_of_its_own():
 
 
 def test_a_grid_that_is_wide_has_no_edge():
-    other = candidate(2, 0.1, C=0.5, dropout=0.2)
-    table = [*sweep("C", [0.1, 1.0], dropout=0.1), other]
-    assert [one.split(":")[0] for one in grid_edges(0, table)] == ["C", "dropout"]
-    (left,) = grid_edges(0, table, wide={"C"})
+    other = candidate(2, 0.1, weight_decay=0.5, dropout=0.2)
+    table = [*sweep("weight_decay", [0.1, 1.0], dropout=0.1), other]
+    names = [one.split(":")[0] for one in grid_edges(0, table)]
+    assert names == ["dropout", "weight_decay"]
+    (left,) = grid_edges(0, table, wide={"weight_decay"})
     assert left.startswith("dropout")
 
 
