@@ -137,6 +137,7 @@ from flaxhead.priors import (
 from flaxhead.semi_supervised import guard, self_train, vote, with_graph
 from flaxhead.step import learner
 from flaxhead.streamed import fit_stream
+from flaxhead.suspects import find_label_errors
 
 __version__ = "0.1.0"
 
@@ -211,6 +212,7 @@ __all__ = [
     "evaluate",
     "extend_classes",
     "feature_dropout",
+    "find_label_errors",
     "fit",
     "fit_stream",
     "fold_linear",

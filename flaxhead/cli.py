@@ -1,4 +1,4 @@
-"""`flaxhead predict | evaluate | plan`: heads on the command line."""
+"""`flaxhead predict | evaluate | labels | plan`: heads on the command line."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ from typing import Any
 import jax
 
 from flaxhead import build, bundle, flags, plan
-from flaxhead.bulk import predict_files
+from flaxhead.bulk import files, predict_files
 from flaxhead.config import Config
 from flaxhead.data import load, load_split, to_batch
 from flaxhead.loop import Interrupted
 from flaxhead.metrics import evaluate
 from flaxhead.parallel import quiet_tpu_compiler
-from flaxhead.paths import Location
+from flaxhead.paths import Location, write
 from flaxhead.report.progress import display
+from flaxhead.suspects import settings, suspects, table, told
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -83,6 +84,28 @@ def main(arguments: list[str] | None = None) -> int:
         "--data", required=True, metavar="SOURCE", help="npz:DIR, say; as in training"
     )
     score.add_argument("--split", default="test", help="default: test")
+    wrong = commands.add_parser(
+        "labels",
+        help="list the labels of some data that are likely wrong",
+        description="Any --config.FIELD=VALUE of train.py may follow.",
+    )
+    wrong.add_argument(
+        "--data", required=True, metavar="SOURCE", help="npz:DIR, say; as in training"
+    )
+    wrong.add_argument(
+        "--output",
+        required=True,
+        metavar="FILE.csv",
+        help="the suspected labels, the most suspicious first",
+    )
+    wrong.add_argument(
+        "--heads",
+        default="auto",
+        metavar="NAME",
+        help="that judge the rows which they were not fitted to; logistic, say; "
+        "default: auto, chosen by folds",
+    )
+    wrong.add_argument("--overwrite", action="store_true", help="replace the output")
     need = commands.add_parser(
         "plan",
         help="print what a run needs on a TPU, or here, without running it",
@@ -104,7 +127,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--price", type=float, default=0.0, help="of a device an hour", metavar="NUMBER"
     )
     options, rest = parser.parse_known_args(arguments)
-    if rest and options.command != "plan":
+    if rest and options.command not in ("labels", "plan"):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     options.rest = rest
     with errors():
@@ -153,6 +176,21 @@ def _evaluate(options: argparse.Namespace) -> None:
     print(json.dumps({"split": options.split, **scores}, allow_nan=False))
 
 
+def _labels(options: argparse.Namespace) -> None:
+    output = Path(options.output).expanduser()
+    files.check_place(output)
+    if output.exists() and not options.overwrite:
+        raise ValueError(
+            f"output {output} is there already; name another file, or replace it with "
+            "--overwrite"
+        )
+    config = settings(options.heads, source=options.data)
+    config = flags.override(config, options.rest)
+    found = suspects(config, load(config.data), display=display())
+    write(output, table(found))
+    print(f"{told(found)}; the list is {output}")
+
+
 def _plan(options: argparse.Namespace) -> None:
     config = flags.load(options.config) if options.config else Config()
     config = flags.override(config, options.rest)
@@ -168,7 +206,12 @@ def _plan(options: argparse.Namespace) -> None:
         print(say(made, price=options.price), flush=True)
 
 
-COMMANDS = {"predict": _predict, "evaluate": _evaluate, "plan": _plan}
+COMMANDS = {
+    "predict": _predict,
+    "evaluate": _evaluate,
+    "labels": _labels,
+    "plan": _plan,
+}
 
 
 @contextmanager

@@ -85,6 +85,44 @@ def fit(
     >>> head.probabilities(x[:2]).shape
     (2, 3)
     """
+    config = settings(
+        heads,
+        metric=metric,
+        rule=rule,
+        folds=folds,
+        fold_by="stratified" if groups is None else "grouped",
+        seed=seed,
+        views=views,
+        backbone=backbone,
+    )
+    given = fields(
+        embeddings=embeddings,
+        labels=labels,
+        weights=weights,
+        groups=groups,
+        class_names=class_names,
+    )
+    data = arrays(given, config=config.data)
+    if workdir is not None:
+        run(config, workdir, data=data, display=display)
+        return load(to_path(workdir) / "head")
+    with tempfile.TemporaryDirectory() as folder:
+        run(config, folder, data=data, display=display)
+        return load(Path(folder) / "head")
+
+
+def settings(
+    heads: str | HeadConfig | Sequence[HeadConfig] = "auto",
+    *,
+    metric: str = "auto",
+    rule: str = "auto",
+    folds: int = 5,
+    fold_by: str = "stratified",
+    seed: int = 0,
+    views: bool = False,
+    backbone: str = "",
+) -> Config:
+    """Returns the settings of `fit`: no rows are split off, and folds choose."""
     ladder = LADDER
     if isinstance(heads, HeadConfig):
         ladder = (heads,)
@@ -111,27 +149,16 @@ def fit(
             metric=metric,
             rule="one_standard_error" if rule == "auto" else rule,
             folds=folds,
-            fold_by="stratified" if groups is None else "grouped",
+            fold_by=fold_by,
             # A graph a fold: the grid is as it is.
             extend=0 if ladder is SEMI_SUPERVISED else SelectionConfig().extend,
         ),
     )
     if build.keeps_unlabelled(config):
         config = replace(config, data=replace(config.data, unlabelled="keep"))
-    given = {
-        "embeddings": embeddings,
-        "labels": labels,
-        "weights": weights,
-        "groups": groups,
-        "class_names": class_names,
-    }
-    data = arrays(
-        {name: one for name, one in given.items() if one is not None},
-        config=config.data,
-    )
-    if workdir is not None:
-        run(config, workdir, data=data, display=display)
-        return load(to_path(workdir) / "head")
-    with tempfile.TemporaryDirectory() as folder:
-        run(config, folder, data=data, display=display)
-        return load(Path(folder) / "head")
+    return config
+
+
+def fields(**given: Any) -> dict[str, Any]:
+    """Those arguments that are not None."""
+    return {name: one for name, one in given.items() if one is not None}

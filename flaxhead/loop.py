@@ -557,14 +557,10 @@ def work(config: Config, data: Dataset) -> Work:
     if build.searched(config):
         pool = crossval.pool(config, data)
         return Work({}, False, _question(plan), pool, plan.steps, 0)
-    train, val = to_batch(_training_rows(plan), views=True), to_batch(data.val)
     # Their values are in no program.
     nothing = np.zeros(data.train.x.shape[-1], np.float32)
-    statistics = nothing, nothing
-    problems = {}
-    for name, head in zip(head_names(config.heads), config.heads, strict=True):
-        grid = build.grid(config, head, plan.batch_size)
-        problems[name] = _problem(plan, head, grid, train, val, statistics)
+    every = _problems(plan, _training_rows(plan), (nothing, nothing))
+    problems = {name: problem for name, _, _, problem in every}
     times = len(plan.evaluate_at)
     return Work(problems, _with_logits(plan), None, None, plan.steps, times)
 
@@ -575,19 +571,15 @@ def _with_logits(plan: _Plan) -> bool:
 
 def _compile(plan: _Plan) -> list[_Sweep]:
     data = _training_rows(plan)
-    train, val = to_batch(data, views=True), to_batch(plan.data.val)
-    names, rows = head_names(plan.config.heads), None
     if isinstance(data.x, Stored) and data.x.scan:
         statistics = data.x.scan.statistics
     elif plan.config.data.residency == "sharded":
         statistics = feature_statistics(data.x, data.weights, data.mask)
     else:
-        mean, std = heads.statistics(to_batch(data).x, train.weights)
+        mean, std = heads.statistics(to_batch(data).x, data.weights)
         statistics = np.asarray(mean), np.asarray(std)
-    sweeps = []
-    for name, head in zip(names, plan.config.heads, strict=True):
-        grid = build.grid(plan.config, head, plan.batch_size)
-        problem = _problem(plan, head, grid, train, val, statistics)
+    sweeps, rows = [], None
+    for name, head, grid, problem in _problems(plan, data, statistics):
         if rows is None:
             rows = parallel.place_rows(
                 problem,
@@ -611,6 +603,17 @@ def _training_rows(plan: _Plan) -> Embeddings:
     if data.unlabelled is None or not build.keeps_unlabelled(plan.config):
         return data.train
     return concatenate(data.train, data.unlabelled)
+
+
+def _problems(
+    plan: _Plan, data: Embeddings, statistics: tuple[np.ndarray, np.ndarray]
+) -> Iterator[tuple[str, HeadConfig, list[dict[str, float]], parallel.Problem]]:
+    """The name of each head, its settings, its grid, and the problem of training it."""
+    train, val = to_batch(data, views=True), to_batch(plan.data.val)
+    configs = plan.config.heads
+    for name, head in zip(head_names(configs), configs, strict=True):
+        grid = build.grid(plan.config, head, plan.batch_size)
+        yield name, head, grid, _problem(plan, head, grid, train, val, statistics)
 
 
 def _problem(

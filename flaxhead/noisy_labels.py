@@ -37,10 +37,13 @@ class LabelErrors(NamedTuple):
       score: `float32 [rows]`, how likely the label is right, to rank by, low first; 1
         where there is none.
       issue: `bool [rows]`, True where the label is likely wrong.
+      counts: `float32 [classes, classes]`, about how many rows of label `i` are really
+        of class `j`; off the diagonal, wrong ones.
     """
 
     score: Array
     issue: Array
+    counts: Array
 
 
 def label_errors(probabilities: Array, labels: Array, weights: Array) -> LabelErrors:
@@ -85,7 +88,8 @@ def label_errors(probabilities: Array, labels: Array, weights: Array) -> LabelEr
     shares = weights[:, None] * class_shares(labels, classes)
     score = jnp.take_along_axis(probabilities, labels[:, None], axis=1)[:, 0]
     counts = jnp.sum(shares, axis=0)
-    wrong = _off_diagonal(probabilities, shares, counts)
+    joint = _joint(probabilities, shares, counts)
+    wrong = joint * (1 - jnp.eye(classes))
     order_start = jnp.cumsum(counts) - counts
 
     def largest_margins(kind: Array) -> Array:
@@ -101,11 +105,12 @@ def label_errors(probabilities: Array, labels: Array, weights: Array) -> LabelEr
     issue = jnp.any(lax.map(largest_margins, jnp.arange(classes)), axis=0)
     most = jnp.zeros(classes).at[labels].max(jnp.where(present, score, 0))
     disputed = (score < jnp.max(probabilities, axis=1)) & (score < most[labels])
-    return LabelErrors(jnp.where(present, score, 1), issue & present & disputed)
+    issue &= present & disputed
+    return LabelErrors(jnp.where(present, score, 1), issue, joint)
 
 
-def _off_diagonal(probabilities: Array, shares: Array, counts: Array) -> Array:
-    """How many rows of a label are of another class, `[classes, classes]`."""
+def _joint(probabilities: Array, shares: Array, counts: Array) -> Array:
+    """How many rows of a label are of each class, `[classes, classes]`."""
     each = jnp.sum(shares * probabilities, axis=0) / divisor(counts)
     # A class without rows can't be confident of any.
     threshold = jnp.where(counts > 0, each, jnp.inf)
@@ -113,8 +118,7 @@ def _off_diagonal(probabilities: Array, shares: Array, counts: Array) -> Array:
     of = class_shares(jnp.argmax(confident, axis=1), len(counts))
     of = jnp.where(jnp.max(confident, axis=1, keepdims=True) >= 0, of, 0)
     joint = exact(shares.T, of)
-    joint *= (counts / divisor(jnp.sum(joint, axis=1)))[:, None]
-    return joint * (1 - jnp.eye(len(counts)))
+    return joint * (counts / divisor(jnp.sum(joint, axis=1)))[:, None]
 
 
 def prune(fit: Fit, head: Head, *, folds: int = 5) -> Fit:

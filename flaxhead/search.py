@@ -19,7 +19,7 @@ import numpy as np
 
 from flaxhead import build, heads, solvers, streamed
 from flaxhead.base import Array, Batch, Params
-from flaxhead.config import Config, DataConfig, HeadConfig
+from flaxhead.config import SEMI_SUPERVISED, Config, DataConfig, HeadConfig
 from flaxhead.data import Stored, feature_statistics
 from flaxhead.data.labels import unlabelled
 from flaxhead.folds import lane_weights
@@ -530,7 +530,7 @@ def search(
         ),
         totals=totals,
         counts=evaluated.counts,
-        warnings=_warnings(selection.winner, candidates),
+        warnings=_warnings(selection.winner, candidates, programs[number].config),
     )
 
 
@@ -796,10 +796,7 @@ def _evaluate_path(
     for number, lane in enumerate(pool.lanes):
         scores = shares.call(one.score_path, solved, np.int32(number), lane.held)
         collect.add(shares, scores, lane.numbers, 0)
-    solved_here = shares.first(solved)
-
-    def params(place: int, lane: int) -> Params:
-        return jax.tree.map(lambda leaf: leaf[place, lane], solved_here)
+    params = _picked(shares.first(solved))
 
     def logits(place: int, lane: int) -> np.ndarray:
         mine = shares.everywhere(params(place, lane))
@@ -832,7 +829,7 @@ def _evaluate_parts(
         ),
         progress=progress,
     )
-    info, solved_here = shares.first(info), shares.first(solved)
+    info, params = shares.first(info), _picked(shares.first(solved))
 
     def held_out() -> Iterator[tuple[int, np.ndarray, Any]]:
         """Of each part the rows of each lane: their numbers, and themselves, placed."""
@@ -851,9 +848,6 @@ def _evaluate_parts(
         scores = shares.call(one.score_path, solved, np.int32(lane), held)
         collect.add(shares, scores, numbers, 0)
 
-    def params(place: int, lane: int) -> Params:
-        return jax.tree.map(lambda leaf: leaf[place, lane], solved_here)
-
     @functools.lru_cache(maxsize=1)
     def all_logits(place: int) -> np.ndarray:
         found = np.zeros((len(rows.labels), question.classes), np.float32)
@@ -869,6 +863,11 @@ def _evaluate_parts(
         return all_logits(place)[pool.lanes[lane].numbers]
 
     return collect.finish(_told(info, len(grid)), params, logits)
+
+
+def _picked(solved: Params) -> Callable[[int, int], Params]:
+    """`(candidate, lane) -> params`, of those with two such axes in front."""
+    return lambda place, lane: jax.tree.map(lambda leaf: leaf[place, lane], solved)
 
 
 def _told(info: Any, candidates: int) -> list[dict[str, Any] | None]:
@@ -1016,7 +1015,17 @@ def _beyond(winner: int, candidates: list[Candidate]) -> list[dict[str, float]]:
     return []
 
 
-def _warnings(winner: int, candidates: list[Candidate]) -> list[str]:
+def _wide(head: HeadConfig) -> set[str]:
+    """Penalties of which a head has a grid of ours: the edge is nobody's mistake."""
+    ours = [one for one in SEMI_SUPERVISED if one.name == head.name] + [HeadConfig()]
+    return {
+        name
+        for name in _EXTENDED
+        if any(getattr(one, name) == getattr(head, name) for one in ours)
+    }
+
+
+def _warnings(winner: int, candidates: list[Candidate], head: HeadConfig) -> list[str]:
     unsolved = [
         f"candidate {one.index} ({one.head}, C {one.hyperparameters['C']:g}) stopped "
         f"after {one.solver['iterations']} iterations at a gradient norm of "
@@ -1024,4 +1033,4 @@ def _warnings(winner: int, candidates: list[Candidate]) -> list[str]:
         for one in candidates
         if one.solver and not one.solver["converged"]
     ]
-    return grid_edges(winner, candidates) + unsolved
+    return grid_edges(winner, candidates, wide=_wide(head)) + unsolved

@@ -7,7 +7,7 @@ order in which they were trained changes nothing.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -197,7 +197,9 @@ def _nothing_left(candidates: Sequence[Candidate]) -> str:
     )
 
 
-def grid_edges(winner: int, candidates: Sequence[Candidate]) -> list[str]:
+def grid_edges(
+    winner: int, candidates: Sequence[Candidate], *, wide: Collection[str] = ()
+) -> list[str]:
     """Say which swept values of the winner lie on the edge of what was tried.
 
     The optimum may then lie outside. The grid of a hyperparameter is what the winner's
@@ -207,6 +209,7 @@ def grid_edges(winner: int, candidates: Sequence[Candidate]) -> list[str]:
     Args:
       winner: index of the candidate that won.
       candidates: what was trained.
+      wide: hyperparameters whose edges are as good as the end of all that can be tried.
 
     Returns:
       One sentence for each such hyperparameter, by name.
@@ -225,7 +228,7 @@ def grid_edges(winner: int, candidates: Sequence[Candidate]) -> list[str]:
     sentences = []
     for name, value in sorted(best.hyperparameters.items()):
         tried = {c.hyperparameters[name] for c in candidates if c.head == best.head}
-        if name == "seed" or len(tried) == 1:
+        if name == "seed" or name in wide or len(tried) == 1:
             continue
         off = value == 0 and name in _OFF_AT_ZERO
         for edge, is_the, try_a in (

@@ -28,10 +28,7 @@ SMALL = {
         "--config.heads.3.dropout=(0.5,)",
     ),
     "breast_cancer": (None, 1),
-    "consistency": (
-        *(None, 1, "--config.curve.shots=(2,)"),
-        *("--config.curve.repeats=1", "--config.train.batch_size=20"),
-    ),
+    "consistency": (None, 1, "--config.train.batch_size=20"),
     "clip_lbfgs": (None, 1, "--config.heads.0.C=(0.1,1.0)"),
     "default": (None, 1),
     "dinov2_linear": (None, 8),
@@ -39,7 +36,7 @@ SMALL = {
     "dinov2_logreg_45": (None, 1, "--config.heads.0.C=(0.1,1.0)"),
     "distill": (
         *(None, 1, "--config.heads.0.members=2", "--config.heads.0.width=8"),
-        *("--config.heads.0.graph=False", "--config.curve.shots=()"),
+        "--config.heads.0.graph=False",
     ),
     "ensemble": (
         *(None, 1, "--config.heads.1.members=2"),

@@ -46,6 +46,7 @@ ORDER = (
     "loop",
     "bulk",
     "entry",
+    "suspects",
     "sklearn",
     "plan",
     "cli",

@@ -42,7 +42,8 @@ def confident_learning(p, labels):
             mine.sort(key=lambda row: p[row, given] - p[row, true])
             for row in mine[: int(share * counts[given] + 0.5)]:
                 issue[row] |= p[row, given] < min(p[row].max(), best)
-    return p[np.arange(len(p)), labels], issue
+    joint *= counts[:, None] / np.maximum(joint.sum(1, keepdims=True), 1)
+    return p[np.arange(len(p)), labels], issue, joint
 
 
 errors = jax.jit(label_errors)
@@ -61,16 +62,17 @@ def guesses(seed, rows=60, lacking=()):
 @pytest.mark.parametrize(("seed", "lacking"), [(0, ()), (1, ()), (2, ()), (3, (2,))])
 def test_errors_are_those_of_the_paper(seed, lacking):
     p, labels = guesses(seed, lacking=lacking)
-    score, issue = confident_learning(p.astype(float), labels)
+    score, issue, joint = confident_learning(p.astype(float), labels)
     found = errors(p, labels, np.ones(60, np.float32))
     np.testing.assert_allclose(found.score, score, rtol=1e-6)
     np.testing.assert_array_equal(found.issue, issue)
+    np.testing.assert_allclose(found.counts, joint, rtol=1e-6)
     assert 3 <= issue.sum() <= 30
 
 
 def test_absent_rows_are_deleted_and_weights_are_repeats():
     p, labels = guesses(4)
-    _, expected = confident_learning(p[:40].astype(float), labels[:40])
+    _, expected, _ = confident_learning(p[:40].astype(float), labels[:40])
     given = labels.copy()
     given[40:50] = -1
     weights = np.where(np.arange(60) < 50, 1, 0).astype(np.float32)

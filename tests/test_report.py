@@ -1,9 +1,11 @@
 """Pictures: each is a whole file, and its content is where it should be."""
 
+import io
 import itertools
 import math
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from flaxhead.report.attention import attention
 from flaxhead.report.choices import choices
 from flaxhead.report.curves import curves
 from flaxhead.report.learning_curve import learning_curve
+from flaxhead.report.progress import display
 
 
 def history(number, *, rate=0.1, diverged_at=None, evaluations=5, top=0.9):
@@ -559,3 +562,26 @@ def test_attention_that_does_not_fit_is_refused(tmp_path, weights, options, mess
     with pytest.raises(ValueError, match=message):
         attention(tmp_path / "attention.png", weights, **options)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [
+        (0.001, "3,000 candidates/s  0 s left"),
+        (0.5, "6.0 candidates/s  0 s left"),
+        (3.0, "1.0 candidates/s  3 s left"),
+        (3.9, "1.3 s/candidate  4 s left"),
+        (90.0, "30 s/candidate  90 s left"),
+        (6000.0, "2,000 s/candidate  6000 s left"),
+    ],
+)
+def test_a_slow_pace_is_the_time_of_each(monkeypatch, seconds, shown):
+    """Three of six were done in so many seconds."""
+    clock = iter([100.0, 100.0 + seconds])
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+    out = io.StringIO()
+    monkeypatch.setattr(out, "isatty", lambda: True)
+    bar = display(out)
+    bar.step(0, 6, "", "candidates")
+    bar.step(3, 6, "", "candidates")
+    assert out.getvalue().endswith(f" 3/6 candidates  {shown}")

@@ -224,13 +224,29 @@ def test_a_ranking_metric_is_that_of_all_held_out_rows():
     assert "nested" in outcome.scores["corrected"]["undefined"]
 
 
+def by_nll(head, rows, **selection):
+    config = settings(head, **selection)
+    data = arrays(rows, config=config.data)
+    return answer(Question(config, 2, "multiclass", "softmax", "nll", None), data)
+
+
+@pytest.mark.parametrize("C", [HeadConfig().C, (1e-3, 1e-2)])
+def test_the_edge_of_a_grid_that_nobody_set_is_not_warned_of(C):
+    # The larger the penalty the better: labels have nothing to do with x.
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(ROWS, DIM), scale=20).astype(np.float32)
+    rows = {"embeddings": x, "labels": rng.permutation(ROWS) % 2}
+    found = by_nll(HeadConfig("logistic", C=C), rows).found
+    assert found.selection.winner == 0
+    warned = [one for one in found.warnings if one.startswith("C: ")]
+    assert len(warned) == (C != HeadConfig().C)
+
+
 def test_a_grid_whose_edge_wins_is_extended():
     # The smaller the penalty the better: labels are a linear function of x.
     x = np.random.default_rng(0).normal(size=(ROWS, DIM)).astype(np.float32)
-    labels = (x @ np.arange(DIM) > 0).astype(int)
-    config = settings(HeadConfig("ridge", alpha=(1e4, 1e5)), extend=1)
-    data = arrays({"embeddings": x, "labels": labels}, config=config.data)
-    found = answer(Question(config, 2, "multiclass", "softmax", "nll", None), data)
+    rows = {"embeddings": x, "labels": (x @ np.arange(DIM) > 0).astype(int)}
+    found = by_nll(HeadConfig("ridge", alpha=(1e4, 1e5)), rows, extend=1)
     tried = [one.hyperparameters["alpha"] for one in found.found.candidates]
     np.testing.assert_allclose(tried, [1e4, 1e5, 1e1, 1e2, 1e3])
     assert found.found.selection.winner == 2

@@ -178,6 +178,15 @@ def test_each_edge_is_a_sentence_of_its_own():
     assert found == ["dropout", "learning_rate", "weight_decay"]
 
 
+def test_a_grid_that_is_wide_has_no_edge():
+    other = candidate(2, 0.1, weight_decay=0.5, dropout=0.2)
+    table = [*sweep("weight_decay", [0.1, 1.0], dropout=0.1), other]
+    names = [one.split(":")[0] for one in grid_edges(0, table)]
+    assert names == ["dropout", "weight_decay"]
+    (left,) = grid_edges(0, table, wide={"weight_decay"})
+    assert left.startswith("dropout")
+
+
 def test_only_the_winners_own_head_is_its_grid():
     table = sweep("dropout", [0.1, 0.5], head="mlp")
     assert len(grid_edges(1, table)) == 1

@@ -100,42 +100,57 @@ def csv_form(
             confidence = np.prod(np.maximum(shares, 1 - shares), axis=1)
         else:
             chosen, confidence = names[shares.argmax(axis=1)], shares.max(axis=1)
-        cells = [ids.tolist(), chosen, _digits(confidence)]
-        cells += [_digits(column) for column in shares.T if every]
+        cells = [ids.tolist(), chosen, digits(confidence)]
+        cells += [digits(column) for column in shares.T if every]
         if top_k:
             order = np.argsort(-shares, axis=1, kind="stable")[:, :top_k]
             largest = np.take_along_axis(shares, order, axis=1)
             for place in range(top_k):
-                cells += [names[order[:, place]], _digits(largest[:, place])]
-        return _table(zip(*cells, strict=True))
+                cells += [names[order[:, place]], digits(largest[:, place])]
+        return table(zip(*cells, strict=True))
 
-    return Form(_table([columns]), encode, 0)
+    return Form(table([columns]), encode, 0)
 
 
-def _digits(values: np.ndarray) -> list[str]:
+def digits(values: np.ndarray) -> list[str]:
+    """Numbers as a table has them."""
     return [f"{value:.6g}" for value in values.tolist()]
 
 
-def _table(lines: Iterable[Sequence[Any]]) -> bytes:
+def table(lines: Iterable[Sequence[Any]]) -> bytes:
+    """Lines of cells as a CSV."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(lines)
     return text.getvalue().encode()
 
 
-def check(output: Path, inputs: Path) -> None:
-    """Raises a ValueError for a place where scores can't or shouldn't be written."""
-    for name, path in (("inputs", inputs), ("output", output)):
-        if re.match(r"\w\w+:/", str(path)):
-            raise ValueError(
-                f"{name} {path}: expected a file or a folder of this machine; copy to "
-                "and from a bucket with gcloud storage cp"
-            )
+def check_place(output: Path) -> None:
+    """Raises a ValueError for a place where no file can be written."""
+    _check_local("output", output)
     if not output.absolute().parent.is_dir():
         raise ValueError(f"output {output}: its folder does not exist; make it first")
-    if output.is_dir() or output.resolve() == inputs.resolve():
+    if output.is_dir():
         raise ValueError(
-            f"output {output} is {'a folder' if output.is_dir() else 'the input'}; "
-            "name a file of its own, such as predictions.csv"
+            f"output {output} is a folder; name a file of its own, such as out.csv"
+        )
+
+
+def _check_local(name: str, path: Path) -> None:
+    if re.match(r"\w\w+:/", str(path)):
+        raise ValueError(
+            f"{name} {path}: expected a file or a folder of this machine; copy to and "
+            "from a bucket with gcloud storage cp"
+        )
+
+
+def check(output: Path, inputs: Path) -> None:
+    """Raises a ValueError for a place where scores can't or shouldn't be written."""
+    _check_local("inputs", inputs)
+    check_place(output)
+    if output.resolve() == inputs.resolve():
+        raise ValueError(
+            f"output {output} is the input; name a file of its own, such as "
+            "predictions.csv"
         )
     if inputs.is_dir() and output.resolve().parent == inputs.resolve():
         raise ValueError(

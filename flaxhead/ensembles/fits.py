@@ -146,15 +146,15 @@ def snapshots(
         cycle = step * count // steps
         return jax.tree.map(lambda all, leaf: all.at[cycle].set(leaf), kept, params)
 
-    make = _accompanied(make_learner, start, keep)
-    one = train(
-        make,
+    return _kept(
+        make_learner,
+        start,
+        keep,
         steps=steps,
         batch_size=batch_size,
         unlabelled=unlabelled,
         balanced=balanced,
     )
-    return _kept(one)
 
 
 def cosine_cycles(peak: float | Array, *, steps: int, count: int) -> optax.Schedule:
@@ -252,15 +252,15 @@ def averaged(
             lambda mean, leaf: (1 - rate) * mean + rate * leaf, average, params
         )
 
-    make = _accompanied(make_learner, lambda params: params, keep)
-    one = train(
-        make,
+    return _kept(
+        make_learner,
+        lambda params: params,
+        keep,
         steps=steps,
         batch_size=batch_size,
         unlabelled=unlabelled,
         balanced=balanced,
     )
-    return _kept(one)
 
 
 def boosting(fit: Fit, head: Head, *, rounds: int, rate: float | Array = 1.0) -> Fit:
@@ -485,16 +485,17 @@ def _decayed(decay: float | Array, number: Array) -> Array:
     return jnp.where(decay < 1, rate, 1 / number)
 
 
-def _accompanied(make_learner: MakeLearner, start: Any, keep: Any) -> MakeLearner:
-    """Learners that keep something along with their parameters.
+def _kept(make_learner: MakeLearner, start: Any, keep: Any, **settings: int) -> Fit:
+    """A training run that returns what it kept along with its parameters.
 
     It is carried as a second part of the parameters, so that `train` is the one place
-    where rows are drawn and steps are taken; `_kept` is what is left of them.
+    where rows are drawn and steps are taken.
 
     Args:
       make_learner: see `flaxhead.fit.train`.
       start: `(params) -> kept`.
       keep: `(kept, params, step) -> kept`, after step number `step`, from 0.
+      **settings: of `flaxhead.fit.train`.
     """
 
     def make(hyperparameters: Hyperparameters) -> Learner:
@@ -512,14 +513,12 @@ def _accompanied(make_learner: MakeLearner, start: Any, keep: Any) -> MakeLearne
 
         return Learner(init, step)
 
-    return make
+    one = train(make, **settings)
 
-
-def _kept(fit: Fit) -> Fit:
     def run(
         data: Batch, weights: Array, hyperparameters: Hyperparameters, key: Array
     ) -> Params:
-        return fit(data, weights, hyperparameters, key)[1]
+        return one(data, weights, hyperparameters, key)[1]
 
     return run
 

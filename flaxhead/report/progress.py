@@ -46,8 +46,7 @@ def display(stream: TextIO | None = None) -> Display:
         rate = (done - first) / (now - since) if now > since else 0.0
         pace = ""
         if rate:
-            digits = 0 if rate >= 10 else 1
-            pace = f"{rate:,.{digits}f} {unit}/s  {(total - done) / rate:.0f} s left  "
+            pace = f"{_pace(rate, unit)}  {(total - done) / rate:.0f} s left  "
         told = f"{done}/{total} {unit}  {pace}{best}".rstrip()
         if terminal:
             filled = 24 * done // total
@@ -62,6 +61,14 @@ def display(stream: TextIO | None = None) -> Display:
             print(file=out, flush=True)
 
     return Display(say, step, close)
+
+
+def _pace(rate: float, unit: str) -> str:
+    """How many a second, or, of less than one, how long each takes."""
+    if rate < 1:
+        slow = 1 / rate
+        return f"{slow:,.{0 if slow >= 10 else 1}f} s/{unit.removesuffix('s')}"
+    return f"{rate:,.{0 if rate >= 10 else 1}f} {unit}/s"
 
 
 def quiet() -> Display:
