@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from flaxhead.base import Batch, Params, PyTree
+from flaxhead.data import padded
 from flaxhead.parallel import Shares
 from flaxhead.solvers import Passes
 
@@ -50,14 +51,6 @@ def pieces_of(rows: Batch, size: int) -> Pieces:
             yield padded(batch._replace(index=numbers), size)
 
     return pieces
-
-
-def padded(tree: Any, rows: int) -> Any:
-    """Arrays with rows of zeros, and so of weight 0, added up to a number of rows."""
-    return jax.tree.map(
-        lambda leaf: np.pad(leaf, [(0, rows - len(leaf)), *[(0, 0)] * (leaf.ndim - 1)]),
-        tree,
-    )
 
 
 class Sum(NamedTuple):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import math
+import queue
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,9 +16,12 @@ from flaxhead.sampling import Windows, find_window, window_rows
 
 # One window is made while another one waits, beside the one that is cut up.
 _THREADS, _AHEAD = 2, 2
+_ALIGNED = 64  # bytes; XLA copies what begins elsewhere
 
 
-def read_window(data: Batch, windows: Windows, number: int, *, seed: int) -> Batch:
+def read_window(
+    data: Batch, windows: Windows, number: int, *, seed: int, into: Batch | None = None
+) -> Batch:
     """Returns the rows of a window in the order in which they are seen, in memory.
 
     Args:
@@ -23,6 +29,7 @@ def read_window(data: Batch, windows: Windows, number: int, *, seed: int) -> Bat
       windows: how rows are cut.
       number: of the window.
       seed: of the order.
+      into: `room` of a window, that it is to be in; None: of its own.
     """
     rows, order = window_rows(windows, number, seed=seed)
     places = np.empty_like(order)
@@ -30,10 +37,10 @@ def read_window(data: Batch, windows: Windows, number: int, *, seed: int) -> Bat
     # Blocks that lie side by side are read at once.
     runs = np.split(np.arange(len(rows)), np.flatnonzero(np.diff(rows) > 1) + 1)
 
-    def fetch(leaf: Any) -> np.ndarray:
+    def fetch(leaf: Any, values: np.ndarray) -> np.ndarray:
+        values = values[: len(rows)]
         if isinstance(leaf, np.ndarray):
-            return leaf[rows[order]]
-        values = np.empty((len(rows), *leaf.shape[1:]), leaf.dtype)
+            return np.take(leaf, rows[order], axis=0, out=values, mode="clip")
         for run in runs:
             # In pieces, so that there is little beside the window.
             for begin in range(0, len(run), windows.block):
@@ -42,11 +49,31 @@ def read_window(data: Batch, windows: Windows, number: int, *, seed: int) -> Bat
                 values[places[part]] = leaf[first : first + len(part)]
         return values
 
-    return jax.tree.map(fetch, data)
+    return jax.tree.map(fetch, data, into or room(data, len(rows)))
+
+
+def room(data: Batch, rows: int) -> Batch:
+    """Arrays for so many rows, which a processor's device takes as they are."""
+
+    def make(leaf: Any) -> np.ndarray:
+        shape = (rows, *leaf.shape[1:])
+        size = math.prod(shape) * leaf.dtype.itemsize
+        content = np.empty(size + _ALIGNED, np.uint8)
+        begin = -content.ctypes.data % _ALIGNED
+        return content[begin : begin + size].view(leaf.dtype).reshape(shape)
+
+    return jax.tree.map(make, data)
 
 
 def chunks(
-    data: Batch, windows: Windows, *, seed: int, size: int, first: int, last: int
+    data: Batch,
+    windows: Windows,
+    *,
+    seed: int,
+    size: int,
+    first: int,
+    last: int,
+    rooms: int = 0,
 ) -> Iterator[Batch]:
     """Yields the rows from one position on, in pieces of one size.
 
@@ -60,35 +87,50 @@ def chunks(
       size: rows of a piece.
       first: position of the first one.
       last: position after the last one; the last piece is filled up with zeros.
+      rooms: a piece is where the one was that came so many before it; 0: each in
+        memory of its own.
     """
     import grain
 
     begin, skipped = find_window(windows, first, seed=seed)
     end = find_window(windows, last - 1, seed=seed)[0] + 1
+    # Windows take turns: memory that is asked for anew has to be cleared first, and
+    # what threads give back the process doesn't.
+    free: queue.SimpleQueue[Batch] = queue.SimpleQueue()
+
+    def read_next(number: int) -> tuple[Batch, Batch]:
+        try:
+            into = free.get_nowait()
+        except queue.Empty:
+            into = room(data, windows.block * windows.blocks)
+        return into, read_window(data, windows, int(number), seed=seed, into=into)
+
     opened = (
         grain.MapDataset.range(begin, end)
-        .map(lambda number: read_window(data, windows, int(number), seed=seed))
+        .map(read_next)
         .to_iter_dataset(
             grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=_AHEAD)
         )
     )
     read = iter(opened)
+    pieces = itertools.cycle([room(data, size) for _ in range(rooms)])
     try:
-        window, at = next(read), skipped
+        (into, window), at = next(read), skipped
         for start in range(first, last, size):
-            piece = jax.tree.map(
-                lambda leaf: np.zeros((size, *leaf.shape[1:]), leaf.dtype), data
-            )
+            piece = next(pieces) if rooms else room(data, size)
             filled, wanted = 0, min(size, last - start)
             while filled < wanted:
                 if at == len(window.labels):
-                    window, at = next(read), 0
+                    free.put(into)
+                    (into, window), at = next(read), 0
                 more = min(wanted - filled, len(window.labels) - at)
-                for into, leaf in zip(
+                for values, leaf in zip(
                     jax.tree.leaves(piece), jax.tree.leaves(window), strict=True
                 ):
-                    into[filled : filled + more] = leaf[at : at + more]
+                    values[filled : filled + more] = leaf[at : at + more]
                 filled, at = filled + more, at + more
+            for values in jax.tree.leaves(piece):
+                values[filled:] = 0
             yield piece
     finally:
         read.close()  # pyright: ignore[reportAttributeAccessIssue]
