@@ -9,13 +9,17 @@ import jax
 import numpy as np
 
 from flaxhead.base import Batch
-from flaxhead.sampling import Windows, find_window, window_rows
+from flaxhead.data.stored import fetch
+from flaxhead.sampling import Windows, find_window, window_position, window_rows
 
 # One window is made while another one waits, beside the one that is cut up.
 _THREADS, _AHEAD = 2, 2
+ALL = np.ones(1, bool)
 
 
-def read_window(data: Batch, windows: Windows, number: int, *, seed: int) -> Batch:
+def read_window(
+    data: Batch, windows: Windows, number: int, *, seed: int, mine: Any = ALL
+) -> Batch:
     """Returns the rows of a window in the order in which they are seen, in memory.
 
     Args:
@@ -23,30 +27,37 @@ def read_window(data: Batch, windows: Windows, number: int, *, seed: int) -> Bat
       windows: how rows are cut.
       number: of the window.
       seed: of the order.
+      mine: which positions of a step are wanted, `bool [step]`.
     """
     rows, order = window_rows(windows, number, seed=seed)
-    places = np.empty_like(order)
-    places[order] = np.arange(len(order))
-    # Blocks that lie side by side are read at once.
-    runs = np.split(np.arange(len(rows)), np.flatnonzero(np.diff(rows) > 1) + 1)
+    seen = rows[order]
+    if not mine.all():
+        first = window_position(windows, number, seed=seed)
+        seen = seen[mine[(first + np.arange(len(seen))) % len(mine)]]
+    places = np.argsort(seen)
 
-    def fetch(leaf: Any) -> np.ndarray:
+    def read(leaf: Any) -> np.ndarray:
         if isinstance(leaf, np.ndarray):
-            return leaf[rows[order]]
-        values = np.empty((len(rows), *leaf.shape[1:]), leaf.dtype)
-        for run in runs:
-            # In pieces, so that there is little beside the window.
-            for begin in range(0, len(run), windows.block):
-                part = run[begin : begin + windows.block]
-                first = int(rows[part[0]])
-                values[places[part]] = leaf[first : first + len(part)]
+            return leaf[seen]
+        values = np.empty((len(seen), *leaf.shape[1:]), leaf.dtype)
+        # In pieces, so that there is little beside the window.
+        for begin in range(0, len(seen), windows.block):
+            part = places[begin : begin + windows.block]
+            values[part] = fetch(leaf, seen[part])
         return values
 
-    return jax.tree.map(fetch, data)
+    return jax.tree.map(read, data)
 
 
 def chunks(
-    data: Batch, windows: Windows, *, seed: int, size: int, first: int, last: int
+    data: Batch,
+    windows: Windows,
+    *,
+    seed: int,
+    size: int,
+    first: int,
+    last: int,
+    mine: Any = ALL,
 ) -> Iterator[Batch]:
     """Yields the rows from one position on, in pieces of one size.
 
@@ -60,26 +71,39 @@ def chunks(
       size: rows of a piece.
       first: position of the first one.
       last: position after the last one; the last piece is filled up with zeros.
+      mine: which positions of each step are wanted, `bool [step]`: pieces have these
+        rows only, and begin and end with a step. Others aren't read, if they are far
+        enough from these.
     """
     import grain
+
+    def before(position: int) -> int:
+        """How many of the positions before this one are wanted."""
+        steps, more = divmod(position, len(mine))
+        return steps * int(mine.sum()) + int(mine[:more].sum())
 
     begin, skipped = find_window(windows, first, seed=seed)
     end = find_window(windows, last - 1, seed=seed)[0] + 1
     opened = (
         grain.MapDataset.range(begin, end)
-        .map(lambda number: read_window(data, windows, int(number), seed=seed))
+        .map(lambda one: read_window(data, windows, int(one), seed=seed, mine=mine))
         .to_iter_dataset(
             grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=_AHEAD)
         )
     )
     read = iter(opened)
     try:
-        window, at = next(read), skipped
+        window, at = next(read), before(first) - before(first - skipped)
         for start in range(first, last, size):
-            piece = jax.tree.map(
-                lambda leaf: np.zeros((size, *leaf.shape[1:]), leaf.dtype), data
+            room, wanted = (
+                before(end) - before(start)
+                for end in (start + size, min(start + size, last))
             )
-            filled, wanted = 0, min(size, last - start)
+            piece = jax.tree.map(
+                lambda leaf: np.zeros((room, *leaf.shape[1:]), leaf.dtype),  # noqa: B023
+                data,
+            )
+            filled = 0
             while filled < wanted:
                 if at == len(window.labels):
                     window, at = next(read), 0
