@@ -29,6 +29,7 @@ from flaxhead import (
 from flaxhead.base import Batch, Params
 from flaxhead.config import Config, HeadConfig
 from flaxhead.data import (
+    RESIDENCIES,
     Dataset,
     Embeddings,
     Stored,
@@ -147,6 +148,7 @@ def run(
         raise ValueError("workdir is empty; name the folder of the run")
     display = display or quiet()
     build.check(config)
+    _agree(dataclasses.asdict(config))
     workdir = to_path(workdir)
     config, data, why = _settle_residency(config, workdir, data)
     if data is None:
@@ -272,13 +274,15 @@ def _settle_residency(
         build.check(changed)
         return changed, data, why
 
-    claimed = None
+    known, claimed = ("", *RESIDENCIES), 0
     # There may be no run, or one that `_claim` will refuse.
     with suppress(OSError, ValueError, KeyError, TypeError):
         told = json.loads((workdir / "config.json").read_text())
-        claimed = told["config"]["data"]["residency"]
-    if claimed is not None:
-        return settled(claimed, "as this run began")
+        claimed = known.index(told["config"]["data"]["residency"])
+    # Where not all see the folder, `_claim` will say so.
+    claimed = int(processes.gather(claimed)[0])
+    if claimed:
+        return settled(known[claimed], "as this run began")
     size = unread = None
     try:
         size = measure(config.data) if data is None else data.train.x.nbytes
@@ -301,13 +305,11 @@ def residency(
     Args:
       config: all settings.
       size: bytes of the training embeddings.
-      devices: how many; 0: those of this machine that `config` asks for.
+      devices: how many; 0: those that `config` asks for, of all processes.
       capacity: memory of each in bytes, where they aren't here.
     """
     if reason := build.whole(config):
         return "replicated", f"every device needs all rows, by {reason}"
-    if jax.process_count() > 1:
-        return "replicated", "there are several processes, and nothing else was asked"
     host = None
     if not devices:
         chosen = parallel.choose_devices(config.train.devices)
@@ -317,9 +319,12 @@ def residency(
     where = parallel.choose_residency(size, devices=devices, device=capacity, host=host)
     if where == "sharded" and config.train.split != "batch":
         where = "streamed"
+    if build.searched(config) and host is not None and size > host * 3 // 5:
+        where = "streamed"  # rows of a search are on the host first
     told = f"{size / 1e6:,.0f} MB, and a device has {capacity / 1e6:,.0f} MB"
     several = f" (there are {devices})" if devices > 1 else ""
-    of_host = f", this machine {host / 1e6:,.0f} MB" if host is not None else ""
+    its = "this machine" if jax.process_count() == 1 else "a process of its machine"
+    of_host = f", {its} {host / 1e6:,.0f} MB" if host is not None else ""
     return where, told + several + of_host
 
 
@@ -343,11 +348,6 @@ def _plan(config: Config, data: Dataset) -> _Plan:
         )
     masked = data.train.mask is not None
     read = build.searched(config) and config.data.residency == "streamed"
-    if read and jax.process_count() > 1:
-        raise ValueError(
-            "data.residency is 'streamed' and heads are solved or chosen by folds, "
-            f"which one process does; got {jax.process_count()} of them"
-        )
     if read and masked:
         raise ValueError(
             "data.residency is 'streamed', but the embeddings are tokens with a mask, "
@@ -427,15 +427,20 @@ def _alone(workdir: AnyPath) -> Any:
     return alone(Path(workdir / _LOCK), f"the run in {workdir}")
 
 
-def _claim(workdir: AnyPath, mine: dict[str, Any]) -> None:
-    """Makes a folder this run's, or makes sure that it is."""
-    path = workdir / "config.json"
+def _agree(mine: dict[str, Any]) -> None:
+    """Raises a ValueError where another process has something else."""
     other = processes.differing(json.dumps(mine, sort_keys=True))
     if other is not None:
         raise ValueError(
             f"process {other} has other settings or other data than process 0; "
             "expected the same command and the same files in all processes"
         )
+
+
+def _claim(workdir: AnyPath, mine: dict[str, Any]) -> None:
+    """Makes a folder this run's, or makes sure that it is."""
+    path = workdir / "config.json"
+    _agree(mine)
     there = path.exists()
     _check_shared(path, there)
     if there:

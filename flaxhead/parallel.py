@@ -10,7 +10,9 @@ from __future__ import annotations
 import glob
 import math
 import os
+import platform
 import time
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -34,11 +36,18 @@ from flaxhead.base import (
     PyTree,
     State,
 )
-from flaxhead.data.stored import Stored
+from flaxhead.data.stored import Stored, fetch
 from flaxhead.data.stream import chunks
 from flaxhead.metrics import Output, ScoreSums, score_sums
 from flaxhead.objectives.rows import labelled
-from flaxhead.sampling import Windows, batch_rows, labelled_first, mixed_rows
+from flaxhead.sampling import (
+    Windows,
+    batch_rows,
+    dealt_block,
+    dealt_rows,
+    labelled_first,
+    mixed_rows,
+)
 
 AXIS = "devices"
 CLASSES = "classes"
@@ -217,11 +226,12 @@ class _Feed:
             size=many * size,
             first=step * size,
             last=problem.steps * size,
+            mine=self._place.mine(size),
             rooms=2,  # the device may use them as they are, and has one at a time
         )
         for chunk in read:
             until = min(step + many, problem.steps)
-            yield self._place.positions(chunk, size), step, until
+            yield self._place.positions(chunk, many, size), step, until
             step = until
 
     def close(self) -> None:
@@ -393,14 +403,14 @@ def _sweep(problem: Problem, place: _Placement, with_logits: bool, rows: Any) ->
     statistics = place.everywhere(problem.statistics)
     train_rows = shapes_of_rows = (rows, statistics)
     if problem.windows is not None:
-        size = _batch_rows(problem)
+        steps, size = _chunk_steps(problem), _batch_rows(problem)
         chunk = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(
-                (_chunk_steps(problem) * size, *leaf.shape[1:]), leaf.dtype
+                (steps * size, *leaf.shape[1:]), leaf.dtype
             ),
             problem.train,
         )
-        shapes_of_rows = place.positions(chunk, size, shapes=True), statistics
+        shapes_of_rows = place.positions(chunk, steps, size, shapes=True), statistics
     one_row = jax.tree.map(lambda leaf: np.asarray(leaf[:1]), problem.train)
     one_row = place.everywhere(one_row), statistics
 
@@ -500,9 +510,9 @@ class Shares:
         self.compile_seconds = 0.0
 
     def rows(self, tree: PyTree) -> Any:
-        """Shares out arrays whose first axis is rows."""
+        """Shares out arrays whose first axis is rows; `Stored` ones are read for it."""
         if self.axis is None:
-            return self._place.everywhere(tree)
+            return self._place.everywhere(jax.tree.map(_read, tree))
 
         lanes = self._place._local_lanes()
 
@@ -511,7 +521,7 @@ class Shares:
             if self.abstract:
                 shape = (self.devices, each, *leaf.shape[1:])
                 return jax.ShapeDtypeStruct(shape, leaf.dtype)
-            host = np.asarray(leaf)
+            host = leaf if isinstance(leaf, Stored) else np.asarray(leaf)
             mine = np.zeros((len(lanes), each, *host.shape[1:]), host.dtype)
             for place, lane in enumerate(lanes):
                 part = host[lane * each : (lane + 1) * each]
@@ -759,8 +769,8 @@ def _train(
         # Where the batch does not divide by the devices the last one pads.
         there = positions < size
         if problem.sharded:
-            # Positions are dealt out as rows were (`dealt`), and a device has an order
-            # of its own rows.
+            # Positions are dealt out one by one, and a device has an order of its own
+            # rows, which are as many as if they had been (`dealt`).
             own = jnp.maximum((count + shares - 1 - lane) // shares, 1)
 
             def before(step: Array) -> Array:
@@ -923,26 +933,25 @@ def _in_chunks(problem: Problem, val: Batch, shares: int, candidates: int) -> Ba
 def choose_residency(size: int, *, devices: int, device: int, host: int | None) -> str:
     """Returns where training embeddings go: the first place where they fit.
 
-    Three fifths of a memory are for them: the rest is for what else there is.
+    Three fifths of a memory are for them: the rest is for what else there is. What a
+    device is to hold is on the host before.
 
     Args:
       size: their bytes.
       devices: how many devices there are.
       device: memory of each, in bytes.
-      host: memory of this machine, where they have to be first; None: not known.
+      host: memory that a process has on its machine; None: not known.
 
     Returns:
       `replicated`, `sharded` (over several devices) or `streamed`.
 
     >>> [
     ...     choose_residency(size * 10**9, devices=8, device=16 * 10**9, host=10**11)
-    ...     for size in (9, 10, 59, 61)
+    ...     for size in (9, 10, 76, 77)
     ... ]
     ['replicated', 'sharded', 'sharded', 'streamed']
     """
-    room = device * 3 // 5
-    if host is not None and size > host * 3 // 5:
-        return "streamed"
+    room = (device if host is None else min(device, host)) * 3 // 5
     if size <= room:
         return "replicated"
     if devices > 1 and size <= devices * room:
@@ -951,16 +960,26 @@ def choose_residency(size: int, *, devices: int, device: int, host: int | None) 
 
 
 def memory(devices: Sequence[Any]) -> tuple[int | None, int | None]:
-    """Returns bytes of each device, and of this machine, that a process may use.
+    """Returns bytes of a device, and of its machine, that a process may use.
 
-    Devices that are parts of the machine's own processor share what it has, and its
-    memory holds the data too.
+    Of several processes all must ask, and are told the least that one of them has.
+    Processes of one machine share what it has. So do devices that are parts of its own
+    processor, and its memory holds the data too.
     """
-    host = _host_memory()
-    if devices[0].platform == "cpu":
-        return None if host is None else host // (len(devices) + 1), host
-    stats = devices[0].memory_stats()
-    return stats.get("bytes_limit") if stats else None, host
+    mine = [one for one in devices if one.process_index == jax.process_index()]
+    host, device = _host_memory(), None
+    machines = processes.gather(np.uint32(zlib.crc32(platform.node().encode())))
+    if host is not None:
+        host //= int((machines == machines[jax.process_index()]).sum())
+    if mine[0].platform == "cpu":
+        device = None if host is None else host // (len(mine) + 1)
+    elif stats := mine[0].memory_stats():
+        device = stats.get("bytes_limit")
+    unknown = 2**62
+    told = [unknown if one is None else one for one in (device, host)]
+    least = processes.gather(np.array(told)).min(0).tolist()
+    device, host = (None if one == unknown else one for one in least)
+    return device, host
 
 
 def _host_memory() -> int | None:
@@ -1006,7 +1025,8 @@ def choose_devices(devices: int) -> list[Any]:
                 f"train.devices is {devices}, but a run over several processes uses "
                 f"all {len(local)} devices of each; set it to 0"
             )
-        return jax.devices()
+        # One process's side by side: what it reads then is too.
+        return sorted(jax.devices(), key=lambda one: (one.process_index, one.id))
     return local[: devices or len(local)]
 
 
@@ -1128,50 +1148,66 @@ class _Placement:
             return self.everywhere(jax.tree.map(lambda leaf: leaf[0], tree))
         return self._spread(tree)
 
-    def dealt(self, tree: PyTree) -> PyTree:
-        """Every so many-th row a device, whatever the rows are sorted by."""
-        lanes = len(self.chosen)
+    def dealt(self, rows: Batch) -> Any:
+        """Every device its part of the rows, as `dealt_rows` says."""
+        lanes, count = len(self.chosen), rows.labels.shape[0]
         if not self.many:
-            return self.everywhere(tree)
+            return self.everywhere(jax.tree.map(_read, rows))
+        block = dealt_block(
+            count,
+            row_bytes=_row_bytes(rows),
+            lanes=lanes,
+            block=max(getattr(leaf, "block", 0) for leaf in jax.tree.leaves(rows)),
+        )
 
         def deal(leaf: Any) -> Any:
-            shape = (lanes, -(-leaf.shape[0] // lanes), *leaf.shape[1:])
+            shape = (lanes, -(-count // lanes), *leaf.shape[1:])
             if self.abstract:
                 return jax.ShapeDtypeStruct(shape, leaf.dtype)
             parts = []
             for lane in self._local_lanes():
+                own = dealt_rows(count, lane, lanes=lanes, block=block)
                 part = np.zeros((1, *shape[1:]), leaf.dtype)
-                own = leaf[lane::lanes]
-                part[0, : len(own)] = own
-                parts.append(jax.device_put(part, self.chosen[lane]))
+                for begin in range(0, len(own), block):
+                    some = own[begin : begin + block]
+                    part[0, begin : begin + len(some)] = fetch(leaf, some)
+                # One is on the host at a time.
+                parts.append(
+                    jax.block_until_ready(jax.device_put(part, self.chosen[lane]))
+                )
             where = self._by_device()
             return jax.make_array_from_single_device_arrays(shape, where, parts)
 
-        return jax.tree.map(deal, tree)
+        return jax.tree.map(deal, rows)
 
-    def positions(self, rows: PyTree, size: int, *, shapes: bool = False) -> PyTree:
+    def positions(
+        self, rows: PyTree, steps: int, size: int, *, shapes: bool = False
+    ) -> PyTree:
         """The rows of some steps, of each of which a device gets its positions.
 
         Args:
-          rows: `[steps * size, ...]`.
+          rows: `[steps * size, ...]`, or of each step those that are `mine`.
+          steps: how many.
           size: rows of a step.
           shapes: whether `rows` are shapes, and shapes are to be returned.
         """
-        lanes = len(self.chosen)
-        share = size if self.by_candidate else -(-size // lanes)
+        lanes = range(len(self.chosen)) if shapes else self._local_lanes()
+        share, widths = self._widths(size, lanes)
 
         def cut(leaf: Any) -> Any:
-            steps, rest = leaf.shape[0] // size, leaf.shape[1:]
+            rest = leaf.shape[1:]
             if shapes:
-                lead = (lanes,) if self.many else ()
+                lead = (len(lanes),) if self.many else ()
                 shape = (*lead, steps * share, *rest)
                 return jax.ShapeDtypeStruct(shape, leaf.dtype)
             if self.by_candidate:
-                return np.broadcast_to(leaf, (lanes, *leaf.shape))
-            whole = np.zeros((steps, lanes * share, *rest), leaf.dtype)
-            whole[:, :size] = leaf.reshape(steps, size, *rest)
-            whole = whole.reshape(steps, lanes, share, *rest).swapaxes(0, 1)
-            return whole.reshape(lanes, steps * share, *rest)
+                return np.broadcast_to(leaf, (len(lanes), *leaf.shape))
+            ends = np.cumsum(widths)
+            given = leaf.reshape(steps, ends[-1], *rest)
+            whole = np.zeros((len(lanes), steps, share, *rest), leaf.dtype)
+            for own, width, end in zip(whole, widths, ends, strict=True):
+                own[:, :width] = given[:, end - width : end]
+            return whole.reshape(len(lanes), steps * share, *rest)
 
         if not self.many:
             where: Any = self.chosen[0]
@@ -1181,8 +1217,22 @@ class _Placement:
         if shapes:
             return cut_up
         if self.processes > 1:
-            return self._spread(cut_up)
+            return self.put(cut_up)
         return jax.device_put(cut_up, self._by_device())
+
+    def mine(self, size: int) -> np.ndarray:
+        """Which positions of a step of so many rows this process places."""
+        lanes = self._local_lanes()
+        share, widths = self._widths(size, lanes)
+        wanted = np.full(size, self.by_candidate)
+        for lane, width in zip(lanes, widths, strict=True):
+            wanted[lane * share : lane * share + width] = True
+        return wanted
+
+    def _widths(self, size: int, lanes: Sequence[int]) -> tuple[int, list[int]]:
+        """Positions that a device has room for, and how many of a step some have."""
+        share = size if self.by_candidate else -(-size // len(self.chosen))
+        return share, [min(share, max(0, size - lane * share)) for lane in lanes]
 
     def _by_device(self) -> NamedSharding:
         """How a leading device axis lies."""
@@ -1251,6 +1301,10 @@ class _Placement:
         from jax.experimental import multihost_utils
 
         return np.asarray(multihost_utils.process_allgather(leaf, tiled=True))
+
+
+def _read(leaf: Any) -> Any:
+    return leaf[:] if isinstance(leaf, Stored) else leaf
 
 
 def _shape(leaf: Any, lead: tuple[int, ...] = ()) -> jax.ShapeDtypeStruct:

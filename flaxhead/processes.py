@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import ctypes
 import itertools
-import json
 import os
 import re
 import signal
@@ -42,6 +41,7 @@ _WORDS = "flaxhead/processes/"
 _FAILED, _DONE = "failed", "done"
 _RUNTIME = re.compile(r"[A-Z_]+: ")  # errors of JAX's runtime start so
 _DAYS = 7 * 24 * 3_600_000  # milliseconds
+_MESSAGE = 2**20  # bytes that the service is handed at once
 _GATHERED = itertools.count()
 _HANDLERS: list[Any] = []  # C knows them by address only
 
@@ -110,6 +110,8 @@ def first() -> bool:
 def gather(value: Any) -> np.ndarray:
     """Returns what each process has, `[processes, ...]`: all must call it.
 
+    Each has an array of the same shape and type.
+
     It waits as long as it takes, past the devices, whose collectives do not: those of
     CPUs fail after half a minute. `watched` is there for those who never come.
 
@@ -121,17 +123,44 @@ def gather(value: Any) -> np.ndarray:
     client: Any = state.client
     if jax.process_count() == 1:
         return value[None]
-    number = next(_GATHERED)
-    name = f"flaxhead/gathered/{number}/{{}}"
-    said = json.dumps(value.tolist())
-    client.key_value_set(name.format(state.process_id), said)
-    told = [
-        json.loads(client.blocking_key_value_get(name.format(one), _DAYS))
-        for one in range(state.num_processes)
-    ]
-    # They have all read what came before.
-    client.key_value_delete(f"flaxhead/gathered/{number - 1}/{state.process_id}")
-    return np.array(told, value.dtype)
+    said, told = value.tobytes(), [bytearray() for _ in range(state.num_processes)]
+    for begin in range(0, max(1, len(said)), _MESSAGE):
+        number = next(_GATHERED)
+        name = f"flaxhead/gathered/{number}/{{}}"
+        part = said[begin : begin + _MESSAGE]
+        client.key_value_set_bytes(name.format(state.process_id), part)
+        for one, content in enumerate(told):
+            content += client.blocking_key_value_get_bytes(name.format(one), _DAYS)
+        # They have all read what came before.
+        client.key_value_delete(f"flaxhead/gathered/{number - 1}/{state.process_id}")
+    whole = np.frombuffer(b"".join(told), value.dtype)
+    return whole.reshape(len(told), *value.shape)
+
+
+def gather_rows(values: Any) -> np.ndarray:
+    """Returns the rows that the processes have, in order, each any number of them.
+
+    >>> gather_rows([1, 2])
+    array([1, 2])
+    """
+    values = np.asarray(values)
+    if jax.process_count() == 1:
+        return values
+    counts = gather(len(values))
+    even = np.zeros((counts.max(), *values.shape[1:]), values.dtype)
+    even[: len(values)] = values
+    told = zip(gather(even), counts, strict=True)
+    return np.concatenate([one[:count] for one, count in told])
+
+
+def share(count: int) -> slice:
+    """Returns which of so many pieces, in order, are for this process.
+
+    >>> share(5)
+    slice(0, 5, None)
+    """
+    number, processes = jax.process_index(), jax.process_count()
+    return slice(count * number // processes, count * (number + 1) // processes)
 
 
 def differing(text: str) -> int | None:

@@ -202,7 +202,53 @@ def _hash(word: Array) -> Array:
     return word ^ (word >> 16)
 
 
-# The order of rows that are read from files, on the host.
+# Rows that are split over devices, and rows that are read from files: on the host.
+
+
+def dealt_rows(rows: int, lane: int, *, lanes: int, block: int) -> np.ndarray:
+    """Returns the numbers of the rows that one of some devices has, ascending.
+
+    Blocks of rows that follow one another go to one device after the other; what is
+    left over is cut into a part for each. So devices have as many, but for one row.
+
+    Args:
+      rows: how many there are.
+      lane: number of the device.
+      lanes: how many devices there are.
+      block: rows of a block.
+
+    >>> [dealt_rows(11, lane, lanes=2, block=2).tolist() for lane in range(2)]
+    [[0, 1, 4, 5, 8, 9], [2, 3, 6, 7, 10]]
+    """
+    dealt = rows // (lanes * block) * (lanes * block)
+    starts = np.arange(lane * block, dealt, lanes * block)
+    each, more = divmod(rows - dealt, lanes)
+    first = dealt + lane * each + min(lane, more)
+    rest = np.arange(first, first + each + (lane < more))
+    return np.concatenate([(starts[:, None] + np.arange(block)).ravel(), rest])
+
+
+def dealt_block(rows: int, *, row_bytes: int, lanes: int, block: int = 0) -> int:
+    """Returns how many rows that follow one another a device gets: about 1 MB of them.
+
+    Few enough that it has rows from eight places, whatever they are sorted by.
+
+    Args:
+      rows: how many there are.
+      row_bytes: bytes of each.
+      lanes: how many devices there are.
+      block: rows that can only be read at once.
+
+    >>> dealt_block(100_000, row_bytes=2048, lanes=8)
+    512
+    >>> dealt_block(64, row_bytes=2048, lanes=2)
+    4
+    """
+    most = max(1, min(_BLOCK_BYTES // row_bytes, rows // (8 * lanes)))
+    return max(block, most // max(1, block) * block) if block else most
+
+
+# The order of rows that are read from files.
 
 
 class Windows(NamedTuple):
@@ -299,6 +345,18 @@ def find_window(windows: Windows, position: int, *, seed: int) -> tuple[int, int
     place = int(np.searchsorted(ends, position, side="right"))
     before = int(ends[place - 1]) if place else 0
     return epoch * windows.an_epoch + place, position - before
+
+
+def window_position(windows: Windows, number: int, *, seed: int) -> int:
+    """Returns the position of a window's first row: `find_window` the other way round.
+
+    >>> window_position(Windows(8, 2, 2), 3, seed=0)
+    12
+    """
+    epoch, place = divmod(number, windows.an_epoch)
+    before = _blocks(windows, epoch, seed)[: place * windows.blocks]
+    sizes = np.minimum(windows.block, windows.rows - before * windows.block)
+    return epoch * windows.rows + int(sizes.sum())
 
 
 def _blocks(windows: Windows, epoch: int, seed: int) -> np.ndarray:

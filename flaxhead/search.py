@@ -833,13 +833,14 @@ def _evaluate_parts(
     def held_out() -> Iterator[tuple[int, np.ndarray, Any]]:
         """Of each part the rows of each lane: their numbers, and themselves, placed."""
         for part in pieces():
+            if jax.process_count() == 1:
+                part = part._replace(x=part.x[:])  # once for all lanes
             numbers, there = np.asarray(part.index), np.asarray(part.weights) > 0
             for lane in range(len(pool.lanes)):
                 mine = np.flatnonzero(there & (parts.fold[numbers] == lane))
                 for first in range(0, len(mine), parts.held):
                     index = mine[first : first + parts.held]
-                    held = jax.tree.map(lambda leaf, of=index: leaf[of], part)
-                    held = padded(held, parts.held)
+                    held = streamed.some_rows(part, index, parts.held)
                     yield lane, numbers[index], _place(one, held, parts.statistics)
 
     collect = _Collect(question, len(grid), rows)

@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from flaxhead.base import Batch, Params, PyTree
-from flaxhead.data import padded
+from flaxhead.data import Stored, padded
+from flaxhead.data.stored import some
 from flaxhead.parallel import Shares
 from flaxhead.solvers import Passes
 
@@ -38,19 +39,30 @@ def pieces_of(rows: Batch, size: int) -> Pieces:
     """Cuts rows into batches of a size, numbered by where they are.
 
     Args:
-      rows: arrays, or what gives one for a slice, as embeddings in a file.
+      rows: arrays, or `Stored` ones: these are then read as they are placed, by each
+        process what its devices hold.
       size: of a batch.
     """
     count = len(rows.labels)
 
     def pieces() -> Iterator[Batch]:
         for first in range(0, count, size):
-            part = slice(first, min(first + size, count))
-            batch = jax.tree.map(lambda leaf: leaf[part], rows)  # noqa: B023
-            numbers: Any = np.arange(part.start, part.stop, dtype=np.int32)
-            yield padded(batch._replace(index=numbers), size)
+            part = np.arange(first, min(first + size, count))
+            numbers: Any = padded(part.astype(np.int32), size)
+            yield some_rows(rows, part, size)._replace(index=numbers)
 
     return pieces
+
+
+def some_rows(rows: Batch, numbers: np.ndarray, size: int) -> Batch:
+    """The rows of some numbers, filled up to a size with rows of weight 0."""
+
+    def take(leaf: Any) -> Any:
+        if isinstance(leaf, Stored):
+            return some(leaf, numbers, size)
+        return padded(leaf[numbers], size)
+
+    return jax.tree.map(take, rows)
 
 
 class Sum(NamedTuple):

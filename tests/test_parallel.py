@@ -23,7 +23,7 @@ from flaxhead.config import (
 from flaxhead.data import arrays, in_memory
 from flaxhead.metrics import finish
 from flaxhead.objectives import supervised
-from flaxhead.sampling import Windows, batch_rows
+from flaxhead.sampling import Windows, batch_rows, dealt_block, dealt_rows
 from flaxhead.step import learner
 
 CLASSES, DIM, ROWS, VAL_ROWS = 4, 6, 203, 101
@@ -345,8 +345,10 @@ def test_every_row_comes_once_an_epoch_and_held_out_rows_never(devices, split, w
             per_row = seen[data.train.ids]
             # Where rows are sharded, a device has epochs of its own.
             parts = devices if way == "sharded" else 1
+            size = dealt_block(count, row_bytes=4 * (DIM + 3), lanes=parts)
             for part in range(parts):
-                own = per_row[part::parts]
+                rows = dealt_rows(count, part, lanes=parts, block=size)
+                own = per_row[rows]
                 assert own.max() - own.min() <= 1
                 assert abs(own.sum() - done * 50 / parts) < 1
     assert len(data.train.ids) + len(data.val.ids) + len(data.test.ids) == 300

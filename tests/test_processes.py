@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
 import numpy as np
 import pytest
 from conftest import QUICK
@@ -23,16 +24,42 @@ from safetensors.numpy import load_file
 from test_resume import outcome, write_data
 
 from flaxhead import flags, loop, processes
+from flaxhead.data import in_memory
+from flaxhead.data.scan import check_same
+from flaxhead.report.progress import quiet
 
 TWO_DEVICES = "--xla_force_host_platform_device_count=2"
 ROOT = Path(__file__).parent.parent
 
 NURSERY = """
-import json, os, sys
+import dataclasses, json, os, sys
 import jax
 import train
+from flaxhead import parallel
+from flaxhead.data import sources
 
 assert not jax._src.xla_bridge.backends_are_initialized()
+open_stored, memory = sources.open_stored, parallel._host_memory
+
+def main(one):
+    read = []
+
+    def opened(paths, config):
+        stored = open_stored(paths, config)
+        split = "train" in str(paths[0])
+        def counted(first, size):
+            read.append(split and max(0, min(size, len(stored) - first)))
+            return stored.read(first, size)
+        return dataclasses.replace(stored, read=counted)
+
+    sources.open_stored = opened
+    parallel._host_memory = lambda: one["memory"] or memory()
+    try:
+        return train.main(one["arguments"])
+    finally:
+        with open(one["rows"], "w") as told:
+            told.write(str(sum(read)))
+
 for line in sys.stdin:
     children = []
     for one in json.loads(line):
@@ -41,7 +68,7 @@ for line in sys.stdin:
             for number, path in enumerate(one["files"], 1):
                 os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
             os.environ.update(one["environment"])
-            sys.exit(train.main(one["arguments"]))
+            sys.exit(main(one))
         children.append(child)
     print(json.dumps(children), flush=True)
     ends = [os.waitstatus_to_exitcode(os.waitpid(one, 0)[1]) for one in children]
@@ -76,6 +103,22 @@ def get_config():
 """
 
 
+# Rows of 64 kB, three pieces of the pass over all of them.
+WIDE_ROWS, BATCH, STEPS = 600, 34, 60
+WIDE = """
+from flaxhead import *
+
+def get_config():
+    return Config(
+        data=DataConfig("npy:{data}", residency="{residency}", window_bytes=2**23),
+        heads=(HeadConfig(normalization="standardize"),),
+        optimizer=OptimizerConfig("sgd", learning_rate=(1e-5, 1e-4)),
+        train=TrainConfig(batch_size=34, steps=60, evaluations=3),
+        selection=SelectionConfig("auroc"),
+    )
+"""
+
+
 class Job(NamedTuple):
     """Processes of `train.py` that run."""
 
@@ -91,14 +134,32 @@ def folder(tmp_path_factory):
         one = {"embeddings": data["embeddings"][:, 0], "labels": data["labels"]}
     (folder / "one").mkdir()
     np.savez(folder / "one" / "train.npz", **one)
-    streamed = TRAINED.replace("views=True", 'residency="streamed", window_bytes=1000')
-    for name, text, data in [
-        ("trained", TRAINED, "data"),
-        ("streamed", streamed, "one"),
-        ("solved", SOLVED, "data"),
+    read = SOLVED.replace("views=True", 'residency="streamed"')
+    read = read.replace('HeadConfig("linear")', 'HeadConfig("nearest_mean")')
+    write_wide(folder / "wide")
+    for name, text, data, residency in [
+        ("trained", TRAINED, "data", ""),
+        ("solved", SOLVED, "data", ""),
+        ("read", read, "one", ""),
+        ("auto", WIDE, "wide", "auto"),
+        ("sharded", WIDE, "wide", "sharded"),
+        ("streamed", WIDE, "wide", "streamed"),
+        ("spoilt", WIDE, "spoilt", "streamed"),
     ]:
-        (folder / f"{name}.py").write_text(text.format(data=folder / data))
+        content = text.format(data=folder / data, residency=residency)
+        (folder / f"{name}.py").write_text(content)
     return folder
+
+
+def write_wide(folder):
+    rng = np.random.default_rng(0)
+    folder.mkdir()
+    centres = rng.normal(size=(3, 2**14))
+    for split, rows in (("train", WIDE_ROWS), ("val", 60), ("test", 60)):
+        labels = np.arange(rows) % 3
+        x = 0.03 * centres[labels] + rng.normal(size=(rows, 2**14))
+        np.save(folder / f"{split}_embeddings.npy", x.astype(np.float32))
+        np.save(folder / f"{split}_labels.npy", labels)
 
 
 @pytest.fixture(scope="module")
@@ -118,15 +179,19 @@ def nursery():
 
 @pytest.fixture(scope="module")
 def start(folder, nursery):
-    """Starts so many processes of two devices each; `own` are flags of the last one."""
+    """Starts so many processes of two devices each; `own` are flags of the last one.
 
-    def start(name, workdir, *options, count, own=()):
+    And `memory` is what that one has.
+    """
+
+    def start(name, workdir, *options, count, own=(), memory=0):
         with socket.socket() as free:
             free.bind(("localhost", 0))
             port = free.getsockname()[1]
         orders = []
         for number in range(count):
             last = own if number == count - 1 else ()
+            least = memory if number == count - 1 else 0
             files = [f"{workdir}.{number}.{kind}" for kind in ("out", "err")]
             orders.append(
                 {
@@ -142,6 +207,8 @@ def start(folder, nursery):
                         "JAX_NUM_PROCESSES": str(count),
                     },
                     "files": files,
+                    "memory": least,
+                    "rows": f"{workdir}.{number}.rows",
                 }
             )
         nursery.stdin.write(json.dumps(orders) + "\n")
@@ -190,9 +257,10 @@ def run(start, finish):
 def alone(folder):
     """What one process with one device gives."""
 
-    def alone(name, workdir):
+    def alone(name, workdir, *, devices=1, **options):
         config = flags.load(str(folder / f"{name}.py"))
-        loop.run(flags.override(config, ["--config.train.devices=1"]), workdir)
+        config = flags.override(config, [f"--config.train.devices={devices}"])
+        loop.run(config, workdir, **options)
         return workdir
 
     return alone
@@ -269,9 +337,86 @@ def test_solved_heads_and_folds_on_four_processes_give_what_one_gives(
 
 
 @pytest.mark.slow
-def test_streamed_rows_on_two_processes_give_what_one_gives(folder, run, alone):
-    run("streamed", folder / "streamed", count=2)
-    assert_equal(folder / "streamed", alone("streamed", folder / "streamed-alone"))
+def test_solved_heads_read_their_own_rows_part_by_part(folder, run, alone):
+    run("read", folder / "read", count=2)
+    assert_equal(folder / "read", alone("read", folder / "read-alone"))
+    assert_same_data(folder / "read", folder / "read-alone")
+
+
+def rows_read(workdir, count):
+    """How many training rows each process has read."""
+    return [int(Path(f"{workdir}.{one}.rows").read_text()) for one in range(count)]
+
+
+def assert_same_data(workdir, other):
+    """By the checksums of the one pass over it, and what else it tells."""
+    told = [json.loads((one / "config.json").read_text()) for one in (workdir, other)]
+    assert told[0]["data"] == told[1]["data"]
+    told = [json.loads((one / "result.json").read_text()) for one in (workdir, other)]
+    assert told[0]["data"] == told[1]["data"]
+    norms = [
+        json.loads((one / "head/head.json").read_text()) for one in (workdir, other)
+    ]
+    for name in ("norm_mean", "norm_std"):
+        one, same = (told["features"][name] for told in norms)
+        assert one == pytest.approx(same, rel=1e-6)
+
+
+# Of the pass: 256, 256 and 88 rows. A few rows are read to compare them, and one for
+# its shape.
+FEW = 8 + 1
+
+
+@pytest.mark.slow
+def test_each_of_two_processes_reads_the_rows_that_its_devices_hold(folder, run, alone):
+    workdir = folder / "sharded"
+    said = run("auto", workdir, count=2, memory=2 * 10**8)
+    expected = alone("sharded", folder / "sharded-alone", devices=4)
+    assert_equal(workdir, expected)
+    assert_same_data(workdir, expected)
+    # By the memory of the smaller process: the other one has room for all.
+    assert "embeddings sharded: 39 MB, and a device has 33 MB" in said[0][2]
+    half = WIDE_ROWS // 2
+    assert rows_read(workdir, 2) == [256 + half + FEW, 344 + half + FEW]
+
+
+@pytest.mark.slow
+def test_one_process_is_gone_on_with_by_four_that_read_their_own_positions(
+    folder, run, alone
+):
+    expected, workdir = alone("streamed", folder / "whole"), folder / "streamed"
+
+    def step(done, total, best, unit="steps"):
+        if unit == "steps" and done >= 20:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(loop.Interrupted):
+        alone("streamed", workdir, display=quiet()._replace(step=step))
+    begun = max(int(one.name) for one in (workdir / "checkpoints").glob("[0-9]*"))
+    assert 20 <= begun < STEPS
+    run("streamed", workdir, count=4)
+    assert_equal(workdir, expected)
+    assert_same_data(workdir, expected)
+    shares = [10, 10, 10, 4]  # of the 34 positions of a step
+    passes = [0, 256, 256, 88]
+    around = 2 * 128  # the windows of the first step and of the last are read whole
+    for read, own, once in zip(rows_read(workdir, 4), shares, passes, strict=True):
+        least = (STEPS - begun) * own + once
+        assert least <= read <= least + FEW + around * own / BATCH + own
+
+
+@pytest.mark.slow
+def test_all_say_what_one_of_them_has_found(folder, start, finish):
+    shutil.copytree(folder / "wide", folder / "spoilt")
+    x = np.load(folder / "spoilt" / "train_embeddings.npy", mmap_mode="r+")
+    x[[300, 599], 7] = np.nan
+    x.flush()
+    for status, _, errors in finish(start("spoilt", folder / "nan", count=2)):
+        assert status == 2, errors
+        last = errors.splitlines()[-1]
+        assert last.startswith("error: ")
+        assert "are NaN or infinite in 2 of 600 rows (300, 599), expected" in last
+    assert not (folder / "nan").exists()
 
 
 @pytest.mark.slow
@@ -339,6 +484,11 @@ def test_a_folder_that_not_all_see_and_other_settings_are_refused(
     monkeypatch.setattr(processes, "gather", lambda one: np.array([one, 0], np.uint32))
     with pytest.raises(ValueError, match="process 1 has other settings or other data"):
         loop.run(config, trained)
+    monkeypatch.setattr(processes, "differing", lambda text: 1)
+    with monkeypatch.context() as two:
+        two.setattr(jax, "process_count", lambda: 2)
+        with pytest.raises(ValueError, match="train: process 1 finds other embeddings"):
+            check_same(in_memory(np.ones((20, 3))), "train")
     monkeypatch.setattr(processes, "differing", lambda text: None)
     with pytest.raises(
         ValueError, match=r"config\.json is there for process 0 and not"

@@ -23,6 +23,7 @@ from flaxhead.config import (
     TrainConfig,
 )
 from flaxhead.data import Stored, fingerprint, in_memory, load
+from flaxhead.data.stored import fetch
 from flaxhead.data.stream import chunks
 from flaxhead.report.progress import quiet
 from flaxhead.sampling import Windows, find_window, make_windows, window_rows
@@ -74,6 +75,13 @@ def test_pieces_of_a_stream_are_the_same_wherever_they_begin():
     expected = read(0, 50)
     for first, size in ((1, 50), (63, 64), (202, 7), (203, 300), (699, 5)):
         np.testing.assert_array_equal(read(first, size), expected[first:])
+    # And so are those that one of several processes wants of each step of seven.
+    mine = np.arange(7) % 3 == 1
+    pieces = chunks(data, windows, seed=3, size=35, first=63, last=700, mine=mine)
+    got = np.concatenate([piece.index for piece in pieces])
+    wanted = expected[63:].reshape(-1, 7)[:, mine].ravel()
+    np.testing.assert_array_equal(got[: len(wanted)], wanted)
+    assert not got[len(wanted) :].any()
 
 
 @pytest.mark.parametrize(
@@ -83,7 +91,8 @@ def test_pieces_of_a_stream_are_the_same_wherever_they_begin():
         (10 * GB, 1, 16 * GB, 100 * GB, "streamed"),
         (10 * GB, 8, 16 * GB, 100 * GB, "sharded"),
         (59 * GB, 8, 16 * GB, 100 * GB, "sharded"),
-        (61 * GB, 8, 16 * GB, 100 * GB, "streamed"),  # it would not fit on the host
+        (76 * GB, 8, 16 * GB, 10 * GB, "streamed"),  # a part would not fit on the host
+        (47 * GB, 8, 16 * GB, 10 * GB, "sharded"),
         (70 * GB, 8, 16 * GB, None, "sharded"),
         (80 * GB, 8, 16 * GB, None, "streamed"),
         (1, 8, 0, 1, "streamed"),
@@ -92,6 +101,35 @@ def test_pieces_of_a_stream_are_the_same_wherever_they_begin():
 def test_the_first_place_where_they_fit_is_chosen(size, devices, device, host, chosen):
     got = parallel.choose_residency(size, devices=devices, device=device, host=host)
     assert got == chosen
+
+
+def test_rows_of_a_search_are_on_the_host_first(monkeypatch):
+    monkeypatch.setattr(parallel, "memory", lambda devices: (16 * GB, 10 * GB))
+    trained = Config()
+    assert loop.residency(trained, 47 * GB)[0] == "sharded"
+    solved = dataclasses.replace(trained, heads=(HeadConfig("logistic"),))
+    assert loop.residency(solved, 47 * GB)[0] == "streamed"
+
+
+@pytest.mark.parametrize(
+    ("block", "expected"),
+    [
+        (0, [(0, 65), (129, 1), (5000, 1), (16383, 1), (16384, 2)]),
+        (100, [(0, 130), (5000, 1), (16383, 3)]),
+    ],
+)
+def test_rows_that_lie_near_are_read_at_once(block, expected):
+    """Rows of 1 kB: 64 of them apart, and 16,384 at most; or by groups."""
+    asked = []
+
+    def read(first, size):
+        asked.append((first, size))
+        return np.repeat(np.arange(first, first + size), 256).reshape(size, 256)
+
+    x = Stored((20_000, 256), np.dtype(np.float32), read, block)
+    rows = np.array([0, 64, 129, 5000, 16383, 16384, 16385])
+    np.testing.assert_array_equal(fetch(x, rows)[:, 7], rows)
+    assert asked == expected
 
 
 def config(source, **data):

@@ -8,14 +8,15 @@ from typing import Any
 
 import numpy as np
 
+from flaxhead import processes
 from flaxhead.config import DataConfig
 from flaxhead.data import checks, labels, sources
 from flaxhead.data.corrupt import long_tailed, mislabelled
 from flaxhead.data.hashes import row_hashes
 from flaxhead.data.records import FIELDS, Dataset, Embeddings, Raw, take
-from flaxhead.data.scan import Tick, scan
+from flaxhead.data.scan import Tick, check_same, scan
 from flaxhead.data.splits import holdout
-from flaxhead.data.stored import Stored
+from flaxhead.data.stored import Stored, fetch
 
 SPLITS = ("train", "val", "test")
 RESIDENCIES = ("auto", "replicated", "sharded", "streamed")
@@ -29,7 +30,7 @@ def load(config: DataConfig, *, tick: Tick | None = None) -> Dataset:
     are recorded in the notes. Other splits of the source are recorded and not read.
     With `residency` of `streamed` the training embeddings are read through once and
     stay on the disk, as `Stored`; so do those of another split that is larger than
-    `window_bytes`.
+    `window_bytes`. With `sharded` those of train do, where files can be read in parts.
 
     Args:
       config: which source, and how to read it.
@@ -135,7 +136,7 @@ def load_split(
             f"{', '.join(found)}{checks.nearest(split, found)}"
         )
     _settings(config)
-    raw = sources.read(reader, found[split], config)
+    raw = _read(reader, found[split], config)
     files, _ = _settle({split: raw}, class_names, task)
     values, extra = labels.rename(files[split], class_names, raw.where)
     data = _embeddings(raw, values, views=config.views)
@@ -156,10 +157,17 @@ def _load(
             f"{config.source}: there is no split 'train' among {', '.join(found)}, "
             f"expected one{checks.nearest('train', found)}"
         )
-    raws = {s: sources.read(reader, found[s], config) for s in SPLITS if s in found}
+    raws = {s: _read(reader, found[s], config) for s in SPLITS if s in found}
     data = _compose(raws, config=config, class_names=class_names, task=task, tick=tick)
     others = sorted(set(found) - set(SPLITS))
     return data._replace(notes={**data.notes, "other_splits": others})
+
+
+def _read(reader: sources.Source, handle: Any, config: DataConfig) -> Raw:
+    """Reads a split; what is to be sharded, and can't be left on the disk, whole."""
+    if config.residency == "sharded" and not_streamed(config):
+        config = dataclasses.replace(config, residency="replicated")
+    return sources.read(reader, handle, config)
 
 
 def _raw(fields: Mapping[str, Any] | Raw, where: str) -> Raw:
@@ -441,14 +449,22 @@ def _leave_out(
 def _read_through(
     data: Embeddings, split: str, where: str, config: DataConfig, tick: Tick | None
 ) -> Embeddings:
-    """Scans embeddings that stay on the disk; fetches a small split to score."""
-    if not isinstance(data.x, Stored):
+    """Scans embeddings that stay on the disk; fetches a small split to score.
+
+    Of several processes each reads its share of what is small.
+    """
+    x = data.x
+    if not isinstance(x, Stored):
         return data
-    if split != "train" and data.x.nbytes <= config.window_bytes:
-        held = data._replace(x=data.x[:])
-        scan(held, where)
-        return held
-    return scan(data, where, tick=tick)
+    small = x.nbytes <= config.window_bytes
+    if split == "train" or not (small or config.residency == "sharded"):
+        return scan(data, where, tick=tick)
+    check_same(x, where)
+    own = np.arange(len(x))[processes.share(len(x)) if small else slice(None)]
+    rows = fetch(x, own)
+    held = data._replace(x=processes.gather_rows(rows) if small else rows)
+    scan(held, where)
+    return held
 
 
 def _set_apart(

@@ -39,13 +39,25 @@ def fingerprint(dataset: Dataset) -> dict[str, str]:
         contents = (x, data.labels, data.weights, data.mask)
         for name, values in zip(PARTS, contents, strict=True):
             if values is not None:
-                parts[f"{split}.{name}"] = _digest(values)
+                parts[f"{split}.{name}"] = _fingerprint(values)
     return parts
 
 
-def digest_of(values: Any) -> Any:
-    """Begins the SHA-256 of an array: its shape and type, which its bytes follow."""
-    return hashlib.sha256(f"{values.dtype.name} {values.shape}".encode())
+def digest(values: Any, pieces: Iterable[bytes]) -> str:
+    """Returns the SHA-256 of an array, of its type and shape and of its pieces' own.
+
+    Args:
+      values: what has the type and the shape.
+      pieces: `piece_digest` of each part of `chunks`, in order. Several processes have
+        some each.
+    """
+    told = f"{values.dtype.name} {values.shape}".encode()
+    return hashlib.sha256(b"".join([told, *pieces])).hexdigest()
+
+
+def piece_digest(rows: np.ndarray) -> bytes:
+    """Returns the SHA-256 of some rows that follow one another, 32 bytes."""
+    return hashlib.sha256(rows.tobytes()).digest()
 
 
 def seal(content: dict[str, Any]) -> dict[str, Any]:
@@ -62,17 +74,14 @@ def seal(content: dict[str, Any]) -> dict[str, Any]:
 
 def of_arrays(arrays: Iterable[np.ndarray]) -> str:
     """Returns a SHA-256 of the types, shapes and contents of arrays, in order."""
-    digests = [_digest(np.atleast_1d(one)) for one in arrays]
+    digests = [_fingerprint(np.atleast_1d(one)) for one in arrays]
     return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
-def _digest(values: Any) -> str:
+def _fingerprint(values: Any) -> str:
     if isinstance(values, Stored) and values.scan is not None:
         return values.scan.digest
-    digest = digest_of(values)
-    for part in chunks(values):
-        digest.update(values[part].tobytes())
-    return digest.hexdigest()
+    return digest(values, (piece_digest(values[part]) for part in chunks(values)))
 
 
 def row_hashes(x: Any) -> np.ndarray:

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
-from flaxhead import heads
+from flaxhead import heads, processes
 from flaxhead.base import Tokens
 from flaxhead.data import checks
-from flaxhead.data.hashes import digest_of, row_hashes
+from flaxhead.data.hashes import digest, piece_digest, row_hashes
 from flaxhead.data.records import Embeddings, padded
-from flaxhead.data.stored import Scan, in_memory
+from flaxhead.data.stored import Scan, Stored, in_memory
 
 Tick = Callable[[int, int], None]
+
+_COMPARED = 8
 
 
 class Spread(NamedTuple):
@@ -71,6 +75,9 @@ def _spread(
 
 
 def _finished(spread: Spread) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and deviation of the rows of all processes."""
+    told = map(processes.gather, spread)
+    spread = functools.reduce(together, map(Spread, *told))
     std = np.sqrt(spread.squares / (spread.count or 1))
     return spread.mean.astype(np.float32), std.astype(np.float32)
 
@@ -79,6 +86,8 @@ def feature_statistics(
     x: Any, weights: np.ndarray, mask: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """As `flaxhead.heads.statistics`, of rows that are more than a device holds.
+
+    Each of several processes reads its share of them.
 
     Args:
       x: `[rows, dim]` or `[rows, tokens, dim]`, in memory or `Stored`.
@@ -90,7 +99,7 @@ def feature_statistics(
     """
     spread = _nothing(x.shape[-1])
     parts = list(checks.chunks(x))
-    for part in parts:
+    for part in parts[processes.share(len(parts))]:
         real = None if mask is None else mask[part]
         own = _spread(x[part], weights[part], real, parts[0].stop)
         spread = together(spread, own)
@@ -99,6 +108,8 @@ def feature_statistics(
 
 def scan(data: Embeddings, where: str, *, tick: Tick | None = None) -> Embeddings:
     """Reads all rows of a split once: are they finite, and what do they tell.
+
+    Each of several processes reads its share of them, and is told the rest.
 
     Args:
       data: whose embeddings are `Stored`, or in memory.
@@ -109,20 +120,23 @@ def scan(data: Embeddings, where: str, *, tick: Tick | None = None) -> Embedding
       The same, its embeddings `Stored` with a `Scan`.
 
     Raises:
-      ValueError: embeddings are NaN or infinite.
+      ValueError: embeddings are NaN or infinite, or another process has others.
     """
     x = in_memory(data.x)
-    digest = digest_of(x)
-    hashes, bad, norms = np.empty(len(x), np.uint64), [], np.zeros(3)
+    check_same(x, where)
     spread, parts = _nothing(x.shape[-1]), list(checks.chunks(x))
-    for part in parts:
+    own = parts[processes.share(len(parts))]
+    begin, end = (own[0].start, own[-1].stop) if own else (0, 0)
+    hashes, bad, norms = np.empty(end - begin, np.uint64), [], np.zeros(3)
+    pieces = np.zeros((len(own), 32), np.uint8)
+    for number, part in enumerate(own):
         rows = x[part]
         finite = checks.finite(rows)
         if not finite.all():
-            bad += data.ids[part][~finite].tolist()
+            bad += (part.start + np.flatnonzero(~finite)).tolist()
             continue
-        digest.update(np.ascontiguousarray(rows).reshape(-1).view(np.uint8))
-        hashes[part] = row_hashes(rows)
+        pieces[number] = np.frombuffer(piece_digest(rows), np.uint8)
+        hashes[part.start - begin : part.stop - begin] = row_hashes(rows)
         real = None if data.mask is None else data.mask[part]
         for few in checks.chunks(rows, checks.CACHE_BYTES):
             wide = rows[few].astype(np.float32)
@@ -132,18 +146,38 @@ def scan(data: Embeddings, where: str, *, tick: Tick | None = None) -> Embedding
         more = _spread(rows, data.weights[part], real, parts[0].stop)
         spread = together(spread, more)
         if tick is not None:
-            tick(part.stop, len(x))
-    if bad:
-        shown = ", ".join(map(str, bad[:8])) + (", ..." if len(bad) > 8 else "")
+            tick(part.stop - begin, end - begin)
+    count = processes.gather(len(bad)).sum()
+    if count:
+        first = processes.gather_rows(np.array(bad[:8], np.int64))[:8]
+        shown = ", ".join(map(str, data.ids[first])) + (", ..." if count > 8 else "")
         raise ValueError(
-            f"{where}: embeddings are NaN or infinite in {len(bad)} of {len(x)} rows "
+            f"{where}: embeddings are NaN or infinite in {count} of {len(x)} rows "
             f"({shown}), expected finite numbers; leave these rows out"
         )
+    norms = processes.gather(norms).sum(0)
     mean, square = norms[1:] / max(norms[0], 1)
     told = Scan(
-        digest.hexdigest(),
-        hashes,
+        digest(x, processes.gather_rows(pieces)),
+        processes.gather_rows(hashes),
         _finished(spread),
         (float(mean), float(np.sqrt(max(0.0, square - mean**2)))),
     )
     return data._replace(x=dataclasses.replace(x, scan=told))
+
+
+def check_same(x: Stored, where: str) -> None:
+    """Raises a ValueError where a process would read another set of rows.
+
+    None of several processes reads all of it, so a few rows stand for the others.
+    """
+    if jax.process_count() == 1:
+        return
+    some = np.unique(np.linspace(0, len(x) - 1, _COMPARED).astype(int)).tolist()
+    told = [piece_digest(x[row : row + 1]).hex() for row in some]
+    other = processes.differing(f"{x.dtype} {x.shape} {x.block} {told}")
+    if other is not None:
+        raise ValueError(
+            f"{where}: process {other} finds other embeddings than process 0; expected "
+            "the same files in all processes"
+        )

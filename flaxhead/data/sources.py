@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,7 +22,6 @@ from flaxhead.data.records import FIELDS, Raw
 from flaxhead.data.stored import Stored
 from flaxhead.paths import AnyPath, fetched, to_path
 
-STREAMED = tables.STREAMED
 ALIASES = {"validation": "val", "valid": "val", "dev": "val"}
 
 
@@ -41,11 +41,20 @@ class Source(NamedTuple):
 
 
 def read(source: Source, handle: Any, config: DataConfig) -> Raw:
-    """Reads a split, all but its embeddings if they are streamed."""
-    raw = source.read(handle, config)
-    if config.residency == STREAMED and source.stored is not None:
-        raw = raw._replace(embeddings=source.stored(handle, config))
-    return raw
+    """Reads a split, all but its embeddings if they are to stay in their files.
+
+    Those that can only be read as a whole are, if they are sharded.
+    """
+    stored = None
+    if config.residency in tables.LEFT and source.stored is not None:
+        try:
+            stored = source.stored(handle, config)
+        except ValueError:
+            if config.residency == "streamed":
+                raise
+    if stored is None:
+        return source.read(handle, replace(config, residency="replicated"))
+    return source.read(handle, config)._replace(embeddings=stored)
 
 
 def find(source: str) -> tuple[Source, dict[str, Any]]:
@@ -98,7 +107,7 @@ def _files(suffix: str) -> Callable[[str], dict[str, Any]]:
 
 def read_npz(path: AnyPath, config: DataConfig) -> Raw:
     """Reads `embeddings`, `labels` and the optional fields of one npz file."""
-    streamed = config.residency == STREAMED
+    streamed = config.residency in tables.LEFT
     with fetched(path) as file, checks.parsing(path, "an npz file"):
         stored = np.load(file, allow_pickle=False)
         if not isinstance(stored, np.lib.npyio.NpzFile):
@@ -142,7 +151,7 @@ def _read_npy(found: dict[str, list[AnyPath]], config: DataConfig) -> Raw:
     fields: dict[str, Any] = {}
     for name, paths in found.items():
         _all_there(paths)
-        if name == "embeddings" and config.residency == STREAMED:
+        if name == "embeddings" and config.residency in tables.LEFT:
             fields[name] = None
             continue
         parts = []
@@ -184,7 +193,7 @@ def _read_safetensors(path: AnyPath, config: DataConfig) -> Raw:
         safe_open(file, "np") as stored,
     ):
         names, metadata = list(stored.keys()), stored.metadata() or {}
-        left = {"embeddings"} if config.residency == STREAMED else set()
+        left = {"embeddings"} if config.residency in tables.LEFT else set()
         read = [name for name in names if name in FIELDS and name not in left]
         fields: dict[str, Any] = {name: stored.get_tensor(name) for name in read}
         if "class_names" in metadata:

@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-# Rows with more than so many others between them are read apart.
-_APART = 64
+# Rows with more than so much between them are read apart, others at once.
+_APART_BYTES = 2**16
+_AT_ONCE_BYTES = 2**24
 
 
 class Scan(NamedTuple):
@@ -98,6 +99,47 @@ def join(first: Any, second: Any) -> Stored:
     return dataclasses.replace(one, shape=shape, read=read, scan=None)
 
 
+def fetch(x: Any, rows: np.ndarray) -> np.ndarray:
+    """The rows of some numbers, ascending, in memory.
+
+    >>> fetch(in_memory(np.arange(5)), np.array([0, 3, 4])).tolist()
+    [0, 3, 4]
+    """
+    if not isinstance(x, Stored):
+        return x[rows]
+    row_bytes = max(1, x.nbytes // max(1, len(x)))
+    apart = max(1, x.block, _APART_BYTES // row_bytes)
+    block = max(1, x.block)
+    most = max(1, _AT_ONCE_BYTES // row_bytes // block) * block
+    cut = (np.diff(rows) > apart) | (np.diff(rows // most) > 0)
+    parts = np.split(rows, np.flatnonzero(cut) + 1) if len(rows) else []
+    values, done = np.empty((len(rows), *x.shape[1:]), x.dtype), 0
+    for part in parts:
+        first = int(part[0])
+        near = x.read(first, int(part[-1]) + 1 - first)
+        if len(near) > len(part):
+            near = near[part - first]
+        if len(parts) == 1:
+            return near
+        values[done : done + len(part)] = near
+        done += len(part)
+    return values
+
+
+def some(x: Stored, rows: np.ndarray, size: int) -> Stored:
+    """The rows of some numbers, ascending, and zeros after them up to a size.
+
+    >>> some(in_memory(np.arange(5)), np.array([1, 4]), 3)[:].tolist()
+    [1, 4, 0]
+    """
+
+    def read(first: int, size: int) -> np.ndarray:
+        own = fetch(x, rows[first : first + size])
+        return np.pad(own, [(0, size - len(own)), *[(0, 0)] * (own.ndim - 1)])
+
+    return dataclasses.replace(x, shape=(size, *x.shape[1:]), read=read, scan=None)
+
+
 def pick(x: Stored, rows: np.ndarray) -> Stored:
     """The rows that `rows` (`bool [rows]`) selects, in order.
 
@@ -108,14 +150,6 @@ def pick(x: Stored, rows: np.ndarray) -> Stored:
     numbers = np.flatnonzero(rows)
 
     def read(first: int, size: int) -> np.ndarray:
-        own = numbers[first : first + size]
-        near = np.split(own, np.flatnonzero(np.diff(own) > _APART) + 1)
-        parts = [x.read(0, 0)]
-        parts += [
-            x.read(int(part[0]), int(part[-1] + 1 - part[0]))[part - part[0]]
-            for part in near
-            if len(part)
-        ]
-        return np.concatenate(parts)
+        return fetch(x, numbers[first : first + size])
 
     return dataclasses.replace(x, shape=(len(numbers), *x.shape[1:]), read=read)

@@ -12,15 +12,23 @@ import jax
 import numpy as np
 
 from flaxhead.base import Batch
-from flaxhead.sampling import Windows, find_window, window_rows
+from flaxhead.data.stored import fetch
+from flaxhead.sampling import Windows, find_window, window_position, window_rows
 
 # One window is made while another one waits, beside the one that is cut up.
 _THREADS, _AHEAD = 2, 2
 _ALIGNED = 64  # bytes; XLA copies what begins elsewhere
+ALL = np.ones(1, bool)
 
 
 def read_window(
-    data: Batch, windows: Windows, number: int, *, seed: int, into: Batch | None = None
+    data: Batch,
+    windows: Windows,
+    number: int,
+    *,
+    seed: int,
+    mine: Any = ALL,
+    into: Batch | None = None,
 ) -> Batch:
     """Returns the rows of a window in the order in which they are seen, in memory.
 
@@ -29,27 +37,27 @@ def read_window(
       windows: how rows are cut.
       number: of the window.
       seed: of the order.
+      mine: which positions of a step are wanted, `bool [step]`.
       into: `room` of a window, that it is to be in; None: of its own.
     """
     rows, order = window_rows(windows, number, seed=seed)
-    places = np.empty_like(order)
-    places[order] = np.arange(len(order))
-    # Blocks that lie side by side are read at once.
-    runs = np.split(np.arange(len(rows)), np.flatnonzero(np.diff(rows) > 1) + 1)
+    seen = rows[order]
+    if not mine.all():
+        first = window_position(windows, number, seed=seed)
+        seen = seen[mine[(first + np.arange(len(seen))) % len(mine)]]
+    places = np.argsort(seen)
 
-    def fetch(leaf: Any, values: np.ndarray) -> np.ndarray:
-        values = values[: len(rows)]
+    def read(leaf: Any, values: np.ndarray) -> np.ndarray:
+        values = values[: len(seen)]
         if isinstance(leaf, np.ndarray):
-            return np.take(leaf, rows[order], axis=0, out=values, mode="clip")
-        for run in runs:
-            # In pieces, so that there is little beside the window.
-            for begin in range(0, len(run), windows.block):
-                part = run[begin : begin + windows.block]
-                first = int(rows[part[0]])
-                values[places[part]] = leaf[first : first + len(part)]
+            return np.take(leaf, seen, axis=0, out=values, mode="clip")
+        # In pieces, so that there is little beside the window.
+        for begin in range(0, len(seen), windows.block):
+            part = places[begin : begin + windows.block]
+            values[part] = fetch(leaf, seen[part])
         return values
 
-    return jax.tree.map(fetch, data, into or room(data, len(rows)))
+    return jax.tree.map(read, data, into or room(data, len(seen)))
 
 
 def room(data: Batch, rows: int) -> Batch:
@@ -74,6 +82,7 @@ def chunks(
     first: int,
     last: int,
     rooms: int = 0,
+    mine: Any = ALL,
 ) -> Iterator[Batch]:
     """Yields the rows from one position on, in pieces of one size.
 
@@ -89,11 +98,21 @@ def chunks(
       last: position after the last one; the last piece is filled up with zeros.
       rooms: a piece is where the one was that came so many before it; 0: each in
         memory of its own.
+      mine: which positions of each step are wanted, `bool [step]`: pieces have these
+        rows only, and begin and end with a step. Others aren't read, if they are far
+        enough from these.
     """
     import grain
 
+    def before(position: int) -> int:
+        """How many of the positions before this one are wanted."""
+        steps, more = divmod(position, len(mine))
+        return steps * int(mine.sum()) + int(mine[:more].sum())
+
     begin, skipped = find_window(windows, first, seed=seed)
     end = find_window(windows, last - 1, seed=seed)[0] + 1
+    rows, window_size = before(size), windows.block * windows.blocks
+    most = min(window_size, before(window_size + len(mine)))
     # Windows take turns: memory that is asked for anew has to be cleared first, and
     # what threads give back the process doesn't.
     free: queue.SimpleQueue[Batch] = queue.SimpleQueue()
@@ -102,8 +121,10 @@ def chunks(
         try:
             into = free.get_nowait()
         except queue.Empty:
-            into = room(data, windows.block * windows.blocks)
-        return into, read_window(data, windows, int(number), seed=seed, into=into)
+            into = room(data, most)
+        return into, read_window(
+            data, windows, int(number), seed=seed, mine=mine, into=into
+        )
 
     opened = (
         grain.MapDataset.range(begin, end)
@@ -113,12 +134,12 @@ def chunks(
         )
     )
     read = iter(opened)
-    pieces = itertools.cycle([room(data, size) for _ in range(rooms)])
+    pieces = itertools.cycle([room(data, rows) for _ in range(rooms)])
     try:
-        (into, window), at = next(read), skipped
+        (into, window), at = next(read), before(first) - before(first - skipped)
         for start in range(first, last, size):
-            piece = next(pieces) if rooms else room(data, size)
-            filled, wanted = 0, min(size, last - start)
+            piece = next(pieces) if rooms else room(data, rows)
+            filled, wanted = 0, before(min(start + size, last)) - before(start)
             while filled < wanted:
                 if at == len(window.labels):
                     free.put(into)

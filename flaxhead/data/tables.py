@@ -21,7 +21,7 @@ from flaxhead.data.records import Raw
 from flaxhead.data.stored import Stored
 from flaxhead.paths import AnyPath, fetched
 
-STREAMED = "streamed"
+LEFT = ("sharded", "streamed")  # residencies whose embeddings stay in their files
 # A table's names for a field, each in the plural and in the singular.
 NAMES = {
     "embeddings": ("embeddings", "embedding"),
@@ -107,7 +107,7 @@ def read_parquet(paths: list[AnyPath], config: DataConfig) -> Raw:
     with checks.parsing(paths[0], "a Parquet file"), paths[0].open("rb") as stored:
         schema = pq.read_schema(stored)
     chosen = _choose(schema, config, True, where)
-    left = chosen.embeddings if config.residency == STREAMED else ()
+    left = chosen.embeddings if config.residency in LEFT else ()
     names = [name for name in chosen.names if name not in left]
     parts = []
     for path in paths:
@@ -438,7 +438,7 @@ def read_tfds(handle: tuple[Any, str], config: DataConfig) -> Raw:
     builder, _ = handle
     embeddings, labels, columns, open_rows, where = _features(handle, config)
     features = dict(builder.info.features)
-    if config.residency == STREAMED:
+    if config.residency in LEFT:
         del columns["embeddings"]
     fields = {field: [] for field in columns}
     with checks.parsing(Path(str(builder.data_dir)), "a TFDS set of ArrayRecord files"):
