@@ -36,8 +36,8 @@ from flaxhead.solvers.discriminant import whitening
 
 _LABELS_OF_TRUST = 3
 _SHRINKAGE = 0.3  # of the covariance within classes, where a graph is drawn again
-_GUESSES = 0.2  # what a guess weighs beside a label, where labels are spread again
-_SHARPER = 1.5  # votes to this power, as those of guesses are softer
+_GUESSES = 0.05  # what a guess weighs beside a label, where labels are spread again
+_SHARPER = 2.0  # votes to this power, as those of guesses are softer
 
 
 class Votes(NamedTuple):

@@ -117,8 +117,8 @@ def test_a_graph_that_is_given_is_the_one_that_votes():
     def votes(sources):
         return balance(spread(graph, sources), counts / counts.sum(), data.weights)
 
-    again = votes(shares + 0.2 * jnp.where(few[:, None] > 0, 0, votes(shares)))
-    expected = again**1.5 / jnp.sum(again**1.5, axis=1, keepdims=True)
+    again = votes(shares + 0.05 * jnp.where(few[:, None] > 0, 0, votes(shares)))
+    expected = again**2 / jnp.sum(again**2, axis=1, keepdims=True)
     assert_close(run(graph).rows, expected)
     with pytest.raises(ValueError, match="graph is of 240 rows: expected 100, as"):
         vote(
