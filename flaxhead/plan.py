@@ -165,6 +165,11 @@ def topology(name: str) -> list[Any]:
     try:
         described = topologies.get_topology_desc(platform="tpu", topology_name=name)
     except jax.errors.JaxRuntimeError as error:
+        if "lockfile" in str(error):
+            raise ValueError(
+                f"--topology={name} can't be asked for while another process has this "
+                "machine's TPU; wait until it ends, or plan on another machine"
+            ) from None
         raise ValueError(
             f"--topology={name} is not known ({str(error).splitlines()[0]}); expected "
             "local, all, or a version and a shape such as v5e:4x4, v5p:2x2x1 or v6e:8x8"

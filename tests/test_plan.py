@@ -210,6 +210,15 @@ def test_without_the_compiler_the_extra_is_named(monkeypatch):
         plan.topology("v5e:1x1")
 
 
+def test_a_tpu_that_another_process_has_is_told(monkeypatch):
+    def refuse(**_):
+        raise jax.errors.JaxRuntimeError("ABORTED: libtpu multi-process lockfile")
+
+    monkeypatch.setattr("jax.experimental.topologies.get_topology_desc", refuse)
+    with pytest.raises(ValueError, match="another process has this machine's TPU"):
+        plan.topology("v5e:1x1")
+
+
 def test_a_table_has_a_line_a_topology():
     one = plan.Plan("v5e:1x1", "TPU v5 lite", 1, 16 * 10**9, embeddings=10**9)
     two = one._replace(topology="v6e:1x1", refused="out of memory")
