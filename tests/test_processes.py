@@ -1,52 +1,24 @@
 """Two and four real processes, gloo between them, give what one process gives.
 
-Python and JAX take seconds to start, so one process imports them once and is forked,
-before any backend starts. What one process gives is computed in this one.
+What one process gives is computed in this one.
 """
 
-import json
 import os
 import shutil
 import signal
 import socket
 import subprocess
 import sys
-import threading
-import time
-from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pytest
-from conftest import QUICK
+from conftest import QUICK, ROOT, wait_for
 from safetensors.numpy import load_file
-from test_resume import outcome, write_data
+from test_resume import outcome, saved, write_data
 
 from flaxhead import flags, loop, processes
 
 TWO_DEVICES = "--xla_force_host_platform_device_count=2"
-ROOT = Path(__file__).parent.parent
-
-NURSERY = """
-import json, os, sys
-import jax
-import train
-
-assert not jax._src.xla_bridge.backends_are_initialized()
-for line in sys.stdin:
-    children = []
-    for one in json.loads(line):
-        child = os.fork()
-        if child == 0:
-            for number, path in enumerate(one["files"], 1):
-                os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
-            os.environ.update(one["environment"])
-            sys.exit(train.main(one["arguments"]))
-        children.append(child)
-    print(json.dumps(children), flush=True)
-    ends = [os.waitstatus_to_exitcode(os.waitpid(one, 0)[1]) for one in children]
-    print(json.dumps(ends), flush=True)
-"""
 
 TRAINED = """
 from flaxhead import *
@@ -76,13 +48,6 @@ def get_config():
 """
 
 
-class Job(NamedTuple):
-    """Processes of `train.py` that run."""
-
-    pids: list
-    said: list  # files of standard output and of standard error
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("processes")
@@ -102,21 +67,6 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def nursery():
-    nursery = subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-c", NURSERY],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
-    yield nursery
-    nursery.stdin.close()
-    nursery.wait()
-
-
-@pytest.fixture(scope="module")
 def start(folder, nursery):
     """Starts so many processes of two devices each; `own` are flags of the last one."""
 
@@ -124,53 +74,28 @@ def start(folder, nursery):
         with socket.socket() as free:
             free.bind(("localhost", 0))
             port = free.getsockname()[1]
-        orders = []
-        for number in range(count):
-            last = own if number == count - 1 else ()
-            files = [f"{workdir}.{number}.{kind}" for kind in ("out", "err")]
-            orders.append(
-                {
-                    "arguments": [
-                        f"--config={folder / name}.py",
-                        f"--workdir={workdir}",
-                        *(*options, *last, "--multihost", f"--process_id={number}"),
-                        f"--coordinator_address=localhost:{port}",
-                    ],
-                    "environment": {
-                        "JAX_PLATFORMS": "cpu",
-                        "XLA_FLAGS": f"{QUICK} {TWO_DEVICES}",
-                        "JAX_NUM_PROCESSES": str(count),
-                    },
-                    "files": files,
-                }
-            )
-        nursery.stdin.write(json.dumps(orders) + "\n")
-        nursery.stdin.flush()
-        said = [[Path(file) for file in order["files"]] for order in orders]
-        return Job(json.loads(nursery.stdout.readline()), said)
+        arguments = [
+            [
+                f"--config={folder / name}.py",
+                f"--workdir={workdir}",
+                *(*options, *(own if number == count - 1 else ())),
+                *("--multihost", f"--process_id={number}"),
+                f"--coordinator_address=localhost:{port}",
+            ]
+            for number in range(count)
+        ]
+        environment = {
+            "XLA_FLAGS": f"{QUICK} {TWO_DEVICES}",
+            "JAX_NUM_PROCESSES": str(count),
+        }
+        return nursery.start(arguments, environment, workdir)
 
     return start
 
 
 @pytest.fixture(scope="module")
 def finish(nursery):
-    """Waits for all of them: `[(status, stdout, stderr)]`."""
-
-    def finish(job):
-        def give_up():
-            for pid in job.pids:
-                os.kill(pid, signal.SIGKILL)
-
-        timer = threading.Timer(240, give_up)
-        timer.start()
-        ends = json.loads(nursery.stdout.readline())
-        timer.cancel()
-        return [
-            (end, *(file.read_text() for file in files))
-            for end, files in zip(ends, job.said, strict=True)
-        ]
-
-    return finish
+    return nursery.finish
 
 
 @pytest.fixture(scope="module")
@@ -208,16 +133,9 @@ def killed(folder, start, finish):
     """A run of four processes, one of which was killed; and how they ended."""
     workdir = folder / "killed"
     job = start("trained", workdir, "--config.train.split=candidates", count=4)
-    wait_for(lambda: (workdir / "checkpoints" / "40").exists())
+    wait_for(lambda: saved(workdir) >= 40)
     os.kill(job.pids[2], signal.SIGKILL)
     return workdir, finish(job)
-
-
-def wait_for(there):
-    until = time.monotonic() + 240
-    while not there():
-        assert time.monotonic() < until
-        time.sleep(0.02)
 
 
 def resumed(folder, killed, start, name):
@@ -256,11 +174,11 @@ def assert_equal(workdir, expected):
 
 
 @pytest.mark.slow
-def test_solved_heads_and_folds_on_four_processes_give_what_one_gives(
+def test_solved_heads_and_folds_on_two_processes_give_what_one_gives(
     folder, run, alone
 ):
     workdir = folder / "solved"
-    said = run("solved", workdir, count=4)
+    said = run("solved", workdir, count=2)
     assert_equal(workdir, alone("solved", folder / "solved-alone"))
     # Only the first one tells, as only the first one writes.
     assert "test accuracy" in said[0][1]
