@@ -77,38 +77,43 @@ FEATURES = {
 
 
 @pytest.mark.usefixtures("compile_fully")
-@pytest.mark.parametrize("features", FEATURES)
-def test_a_path_of_folds_is_scikit_learns(features):
+def test_a_path_of_folds_is_scikit_learns():
     """Probabilities and objectives, for every C and lane; a fold lacks a class."""
-    x, labels = problem(0, 90, 6, 4, spread=0.7)
-    x = FEATURES[features](x)
+    plain, labels = problem(0, 90, 6, 4, spread=0.7)
     rng = np.random.default_rng(1)
     lanes = np.ones((90, 4), np.float32)
     lanes[:30, 0] = 0
     lanes[:, 1] = rng.uniform(0.2, 3, 90)
     lanes[labels == 2, 2] = 0
     strengths = np.array([1e-6, 1e-2, 1.0, 30.0])
-    params, info = logistic_path(
-        batch(x, labels), lanes, strengths, classes=4, tolerance=TIGHT
-    )
-    assert float(info.gradient_norm.max()) < 1e-3
-    for c, C in enumerate(strengths):
-        for lane in range(lanes.shape[1]):
-            model = scikit_learn(x, labels, lanes[:, lane], C)
-            kernel, bias = one(params, c, lane)
-            mine = softmax(x.astype(float) @ kernel + bias, axis=1)
-            assert np.all(np.delete(mine, model.classes_, axis=1) < 1e-6)
-            theirs = model.predict_proba(x.astype(float))
-            # As near as the rounding of logits in the hundreds lets them be.
-            np.testing.assert_allclose(mine[:, model.classes_], theirs, atol=4e-4)
-            rest = (x, labels, lanes[:, lane], C)
-            value = objective(kernel, bias, *rest)
-            np.testing.assert_allclose(info.objective[c, lane], value, rtol=2e-5)
-            full = np.zeros_like(kernel)
-            full[:, model.classes_] = model.coef_.T
-            intercept = np.full(4, -1e3)
-            intercept[model.classes_] = model.intercept_
-            assert value <= objective(full, intercept, *rest) * (1 + 1e-5)
+    # One test, for most of them are one compilation.
+    for name, features in FEATURES.items():
+        x = features(plain)
+        params, info = logistic_path(
+            batch(x, labels), lanes, strengths, classes=4, tolerance=TIGHT
+        )
+        assert float(info.gradient_norm.max()) < 1e-3, name
+        for c, C in enumerate(strengths):
+            for lane in range(lanes.shape[1]):
+                model = scikit_learn(x, labels, lanes[:, lane], C)
+                kernel, bias = one(params, c, lane)
+                mine = softmax(x.astype(float) @ kernel + bias, axis=1)
+                assert np.all(np.delete(mine, model.classes_, axis=1) < 1e-6), name
+                theirs = model.predict_proba(x.astype(float))
+                # As near as the rounding of logits in the hundreds lets them be.
+                np.testing.assert_allclose(
+                    mine[:, model.classes_], theirs, atol=4e-4, err_msg=name
+                )
+                rest = (x, labels, lanes[:, lane], C)
+                value = objective(kernel, bias, *rest)
+                np.testing.assert_allclose(
+                    info.objective[c, lane], value, rtol=2e-5, err_msg=name
+                )
+                full = np.zeros_like(kernel)
+                full[:, model.classes_] = model.coef_.T
+                intercept = np.full(4, -1e3)
+                intercept[model.classes_] = model.intercept_
+                assert value <= objective(full, intercept, *rest) * (1 + 1e-5), name
 
 
 @pytest.mark.parametrize(

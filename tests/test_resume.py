@@ -1,68 +1,21 @@
-"""Killed at any moment and resumed is the same as never stopped, bit for bit.
-
-Python and JAX take seconds to start, so one process imports them once and is forked,
-before any backend starts, for each run; what is killed is that whole process.
-"""
+"""Killed at any moment and resumed is the same as never stopped, bit for bit."""
 
 import hashlib
 import json
 import os
 import random
+import shutil
 import signal
-import subprocess
-import sys
-from pathlib import Path
+import time
 
 import numpy as np
 import pytest
-from conftest import QUICK
+from conftest import QUICK, wait_for
 from safetensors.numpy import load_file
 
 from flaxhead import Config, DataConfig, TrainConfig, checkpoints
 from flaxhead.loop import run
 from flaxhead.paths import alone
-
-ROOT = Path(__file__).parent.parent
-
-NURSERY = """
-import json, os, signal, sys, time
-import jax
-import train
-
-assert not jax._src.xla_bridge.backends_are_initialized()
-for line in sys.stdin:
-    order = json.loads(line)
-    told, tell = os.pipe()
-    child = os.fork()
-    if child == 0:
-        os.dup2(tell, 1)
-        os.dup2(tell, 2)
-        count = f" --xla_force_host_platform_device_count={order['devices']}"
-        os.environ["XLA_FLAGS"] = order["flags"] + count
-        try:
-            status = train.main(order["arguments"])
-        except SystemExit as stop:
-            status = stop.code
-        except BaseException:
-            import traceback
-            traceback.print_exc()
-            status = 99
-        sys.stdout.flush()
-        os._exit(status)
-    os.close(tell)
-    with open(told) as pipe:
-        text = ""
-        for said in pipe:
-            text += said
-            if "compiled in" in said:
-                break
-        if order["signal"]:
-            time.sleep(order["delay"])
-            os.kill(child, order["signal"])
-        text += pipe.read()
-    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    print(json.dumps([status, text]), flush=True)
-"""
 
 CONFIG = """
 from flaxhead import *
@@ -81,40 +34,35 @@ def get_config():
 
 
 @pytest.fixture(scope="module")
-def start(tmp_path_factory):
-    """Runs `train.py` in a process of its own: `(status, what it said)`."""
+def start(tmp_path_factory, nursery):
+    """Runs `train.py` in a process of its own: `(status, what it said)`.
+
+    It gets a signal so long after it has compiled and saved its state after `step`.
+    """
     folder = tmp_path_factory.mktemp("resume")
     write_data(folder / "data")
     (folder / "config.py").write_text(CONFIG.format(data=folder / "data"))
-    nursery = subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-c", NURSERY],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd=ROOT,
-        env={
-            **os.environ,
-            "PYTHONPATH": str(ROOT),
-            "JAX_COMPILATION_CACHE_DIR": str(folder / "cache"),
-        },
-    )
 
-    def run(workdir, *flags, devices=1, number=0, delay=0.0):
-        config = f"--config={folder / 'config.py'}"
-        order = {
-            "arguments": [config, f"--workdir={workdir}", *flags],
-            "devices": devices,
-            "signal": number,
-            "delay": delay,
-            "flags": QUICK,
-        }
-        nursery.stdin.write(json.dumps(order) + "\n")
-        nursery.stdin.flush()
-        return json.loads(nursery.stdout.readline())
+    def run(workdir, *flags, devices=1, number=0, step=0, delay=0.0):
+        arguments = [f"--config={folder / 'config.py'}", f"--workdir={workdir}", *flags]
+        count = f"--xla_force_host_platform_device_count={devices}"
+        job = nursery.start([arguments], {"XLA_FLAGS": f"{QUICK} {count}"}, workdir)
+        if number:
+            ((_, errors),) = job.said
+            wait_for(lambda: "compiled in" in errors.read_text())
+            wait_for(lambda: saved(workdir) >= step)
+            time.sleep(delay)
+            os.kill(job.pids[0], number)
+        ((status, *said),) = nursery.finish(job)
+        return status, "".join(said)
 
-    yield run
-    nursery.stdin.close()
-    nursery.wait()
+    return run
+
+
+def saved(workdir):
+    """The step of the last checkpoint, 0 without one."""
+    names = [path.name for path in (workdir / "checkpoints").glob("[0-9]*")]
+    return max((int(name) for name in names if name.isdigit()), default=0)
 
 
 def write_data(folder):
@@ -132,6 +80,13 @@ def uninterrupted(start, tmp_path_factory):
     status, said = start(workdir)
     assert status == 0, said
     return workdir
+
+
+@pytest.fixture(scope="module")
+def stopped(start, tmp_path_factory):
+    """A run that was told to stop after some evaluations; and how it ended."""
+    workdir = tmp_path_factory.mktemp("stopped") / "run"
+    return workdir, start(workdir, number=signal.SIGTERM, step=200)
 
 
 def outcome(workdir):
@@ -165,14 +120,15 @@ def test_killed_at_random_and_resumed_equals_uninterrupted(
 ):
     rng, kills, rounds, resumed = random.Random(0), 0, 0, 0
     expected = outcome(uninterrupted)
-    while kills < 20:
+    while kills < 10:
         workdir = tmp_path / str(rounds)
         status = None
         while status != 0:
-            # Enough for some evaluations, or for not even the first checkpoint.
-            delay = rng.choice([0.05, 0.4, 1.0]) * rng.random()
-            number = signal.SIGKILL if kills < 20 else 0
-            status, said = start(workdir, number=number, delay=delay)
+            # After some evaluations more, or before even the first checkpoint.
+            step = min(saved(workdir) + rng.choice([0, 100, 300, 600]), 2000)
+            number = signal.SIGKILL if kills < 10 else 0
+            delay = 0.1 * rng.random()
+            status, said = start(workdir, number=number, step=step, delay=delay)
             assert status in (0, -signal.SIGKILL), said
             kills += status != 0
             resumed += "resumed after" in said
@@ -182,16 +138,16 @@ def test_killed_at_random_and_resumed_equals_uninterrupted(
 
 
 def test_a_term_signal_saves_and_the_resumed_run_is_the_same(
-    start, uninterrupted, tmp_path
+    start, uninterrupted, stopped, tmp_path
 ):
-    workdir = tmp_path / "run"
-    status, said = start(workdir, number=signal.SIGTERM, delay=0.2)
+    folder, (status, said) = stopped
     assert status == 128 + signal.SIGTERM, said
     assert "stopped by SIGTERM after step " in said
-    assert f"--workdir={workdir} goes on from there" in said
+    assert f"--workdir={folder} goes on from there" in said
     assert "Traceback" not in said
     step = int(said.split("stopped by SIGTERM after step ")[1].split(",")[0])
-    assert not (workdir / "result.json").exists()
+    assert not (folder / "result.json").exists()
+    workdir = shutil.copytree(folder, tmp_path / "run")
     status, said = start(workdir)
     assert status == 0, said
     assert f"resumed after step {step}" in said
@@ -200,13 +156,12 @@ def test_a_term_signal_saves_and_the_resumed_run_is_the_same(
 
 def test_other_numbers_of_devices_go_on_from_a_checkpoint(start, tmp_path):
     flags = ("--config.optimizer.name=sgd", "--config.train.steps=200")
+    eight = tmp_path / "8"
+    status, said = start(eight, *flags, devices=8, number=signal.SIGTERM, step=20)
+    assert status == 128 + signal.SIGTERM, said
     results = []
-    for number, devices in enumerate([1, 3, 8]):
-        workdir = tmp_path / str(number)
-        status, said = start(
-            workdir, *flags, devices=8, number=signal.SIGTERM, delay=0.1
-        )
-        assert status == 128 + signal.SIGTERM, said
+    for devices in (1, 3, 8):
+        workdir = shutil.copytree(eight, tmp_path / f"on-{devices}")
         status, said = start(workdir, *flags, devices=devices)
         assert status == 0, said
         assert "resumed after step" in said
@@ -243,10 +198,8 @@ def test_a_finished_run_is_left_as_it_is(start, uninterrupted):
     assert contents(uninterrupted) == before
 
 
-def test_a_damaged_checkpoint_is_one_sentence(start, tmp_path):
-    workdir = tmp_path / "run"
-    status, said = start(workdir, number=signal.SIGTERM, delay=0.5)
-    assert status == 128 + signal.SIGTERM, said
+def test_a_damaged_checkpoint_is_one_sentence(start, stopped, tmp_path):
+    workdir = shutil.copytree(stopped[0], tmp_path / "run")
     steps = sorted((workdir / "checkpoints").glob("[0-9]*"), key=lambda p: int(p.name))
     arrays = [path for path in (steps[-1] / "default").rglob("*") if path.is_file()]
     assert arrays
