@@ -12,7 +12,7 @@ from flaxhead import build
 from flaxhead.base import Batch
 from flaxhead.comparison import bias_corrected, mcnemar, paired_bootstrap
 from flaxhead.config import Config
-from flaxhead.data import Dataset, Embeddings, concatenate, to_batch
+from flaxhead.data import Dataset, Embeddings, concatenate, padded, to_batch
 from flaxhead.data.labels import UNLABELLED, unlabelled
 from flaxhead.folds import FOLDS, short_classes, shots
 from flaxhead.metrics import METRICS, evaluate
@@ -22,7 +22,6 @@ from flaxhead.search import (
     Question,
     Tick,
     fit_default,
-    padded,
     predict,
     programs,
     scored,

@@ -227,6 +227,7 @@ class _Feed:
             first=step * size,
             last=problem.steps * size,
             mine=self._place.mine(size),
+            rooms=2,  # the device may use them as they are, and has one at a time
         )
         for chunk in read:
             until = min(step + many, problem.steps)
@@ -302,9 +303,10 @@ def compile_sweep(
                 settings,
                 *map(np.int32, (first, until - first, begin)),
             )
+            # The chunk after the next one will be where this one is.
+            jax.block_until_ready(progress.diverged_at)
             if until == end:
                 return progress
-            jax.block_until_ready(progress.diverged_at)
             first = until
         return made.train(
             progress, train_rows, settings, *map(np.int32, (first, steps, 0))

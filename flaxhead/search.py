@@ -20,7 +20,7 @@ import numpy as np
 from flaxhead import build, heads, solvers, streamed
 from flaxhead.base import Array, Batch, Params
 from flaxhead.config import Config, DataConfig, HeadConfig
-from flaxhead.data import Stored, feature_statistics
+from flaxhead.data import Stored, feature_statistics, padded
 from flaxhead.data.labels import unlabelled
 from flaxhead.folds import lane_weights
 from flaxhead.metrics import (
@@ -37,7 +37,6 @@ from flaxhead.metrics import (
 )
 from flaxhead.parallel import Shares
 from flaxhead.selection import Candidate, Selection, grid_edges, select
-from flaxhead.streamed import padded
 
 Tick = Callable[[int, int, str, str], None]
 """`(done, total, text, unit)`, called between dispatches; it may raise to stop."""

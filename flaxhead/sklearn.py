@@ -34,11 +34,12 @@ from flaxhead.config import (
     SelectionConfig,
     TrainConfig,
 )
+from flaxhead.data import padded
 from flaxhead.folds import row_keys, stratified
 from flaxhead.heads.normalize import unit
 from flaxhead.moments import Moments, add, class_moments
 from flaxhead.paths import Location
-from flaxhead.search import Question, fit_default, padded, programs, search
+from flaxhead.search import Question, fit_default, programs, search
 from flaxhead.selection import Candidate
 from flaxhead.solvers import discriminant_params, prototype_params, ridge_params
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from flaxhead.base import Batch, Params, PyTree
-from flaxhead.data import Stored
+from flaxhead.data import Stored, padded
 from flaxhead.data.stored import some
 from flaxhead.parallel import Shares
 from flaxhead.solvers import Passes
@@ -63,14 +63,6 @@ def some_rows(rows: Batch, numbers: np.ndarray, size: int) -> Batch:
         return padded(leaf[numbers], size)
 
     return jax.tree.map(take, rows)
-
-
-def padded(tree: Any, rows: int) -> Any:
-    """Arrays with rows of zeros, and so of weight 0, added up to a number of rows."""
-    return jax.tree.map(
-        lambda leaf: np.pad(leaf, [(0, rows - len(leaf)), *[(0, 0)] * (leaf.ndim - 1)]),
-        tree,
-    )
 
 
 class Sum(NamedTuple):

@@ -10,7 +10,14 @@ from flaxhead.data.dataset import (
 )
 from flaxhead.data.hashes import fingerprint
 from flaxhead.data.inputs import Inputs, open_inputs
-from flaxhead.data.records import Dataset, Embeddings, Raw, concatenate, to_batch
+from flaxhead.data.records import (
+    Dataset,
+    Embeddings,
+    Raw,
+    concatenate,
+    padded,
+    to_batch,
+)
 from flaxhead.data.scan import feature_statistics, scan
 from flaxhead.data.stored import Stored, in_memory
 
@@ -31,6 +38,7 @@ __all__ = [
     "measure",
     "not_streamed",
     "open_inputs",
+    "padded",
     "scan",
     "to_batch",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from flaxhead.base import Batch, Tokens
@@ -136,6 +137,21 @@ def concatenate(first: Embeddings, second: Embeddings) -> Embeddings:
         return np.concatenate([one, other])
 
     return Embeddings(*map(together, first, second))
+
+
+def padded(tree: Any, rows: int) -> Any:
+    """Arrays with rows of zeros, and so of weight 0, added up to a number of rows.
+
+    >>> import numpy as np
+    >>> padded(np.arange(2), 3)
+    array([0, 1, 0])
+    """
+
+    def pad(leaf: Any) -> Any:
+        more = rows - len(leaf)
+        return np.pad(leaf, [(0, more), *[(0, 0)] * (leaf.ndim - 1)]) if more else leaf
+
+    return jax.tree.map(pad, tree)
 
 
 def to_batch(data: Embeddings, *, views: bool = False) -> Batch:

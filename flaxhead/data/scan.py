@@ -14,7 +14,7 @@ from flaxhead import heads, processes
 from flaxhead.base import Tokens
 from flaxhead.data import checks
 from flaxhead.data.hashes import digest, piece_digest, row_hashes
-from flaxhead.data.records import Embeddings
+from flaxhead.data.records import Embeddings, padded
 from flaxhead.data.stored import Scan, Stored, in_memory
 
 Tick = Callable[[int, int], None]
@@ -64,15 +64,13 @@ def _spread(
     rows: np.ndarray, weights: np.ndarray, mask: np.ndarray | None, size: int
 ) -> Spread:
     """Of some rows, filled up to one size."""
-    more = size - len(rows)  # one program does for all
-    x: Any = _padded(rows, more)
+    x, own = padded((rows, weights), size)  # one program does for all
     each: Any = np.prod(rows.shape[1:-1])
     if mask is not None:
-        real: Any = _padded(mask, more)
+        real = padded(mask, size)
         x, each = Tokens(x, real), real.sum(1)
-    weights = _padded(weights, more)
-    mean, std = (np.asarray(one, np.float64) for one in heads.statistics(x, weights))
-    count = float(np.sum(weights.astype(np.float64) * each))
+    mean, std = (np.asarray(one, np.float64) for one in heads.statistics(x, own))
+    count = float(np.sum(own.astype(np.float64) * each))
     return Spread(count, mean, count * std**2)
 
 
@@ -82,10 +80,6 @@ def _finished(spread: Spread) -> tuple[np.ndarray, np.ndarray]:
     spread = functools.reduce(together, map(Spread, *told))
     std = np.sqrt(spread.squares / (spread.count or 1))
     return spread.mean.astype(np.float32), std.astype(np.float32)
-
-
-def _padded(values: np.ndarray, more: int) -> np.ndarray:
-    return np.pad(values, [(0, more), *[(0, 0)] * (values.ndim - 1)])
 
 
 def feature_statistics(
@@ -143,11 +137,12 @@ def scan(data: Embeddings, where: str, *, tick: Tick | None = None) -> Embedding
             continue
         pieces[number] = np.frombuffer(piece_digest(rows), np.uint8)
         hashes[part.start - begin : part.stop - begin] = row_hashes(rows)
-        norm = np.linalg.norm(rows.astype(np.float32), axis=-1).astype(np.float64)
         real = None if data.mask is None else data.mask[part]
-        if real is not None:
-            norm = norm[real]
-        norms += norm.size, norm.sum(), (norm**2).sum()
+        for few in checks.chunks(rows, checks.CACHE_BYTES):
+            wide = rows[few].astype(np.float32)
+            norm = np.linalg.norm(wide, axis=-1).astype(np.float64)
+            norm = norm if real is None else norm[real[few]]
+            norms += norm.size, norm.sum(), (norm**2).sum()
         more = _spread(rows, data.weights[part], real, parts[0].stop)
         spread = together(spread, more)
         if tick is not None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import math
+import queue
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,11 +17,18 @@ from flaxhead.sampling import Windows, find_window, window_position, window_rows
 
 # One window is made while another one waits, beside the one that is cut up.
 _THREADS, _AHEAD = 2, 2
+_ALIGNED = 64  # bytes; XLA copies what begins elsewhere
 ALL = np.ones(1, bool)
 
 
 def read_window(
-    data: Batch, windows: Windows, number: int, *, seed: int, mine: Any = ALL
+    data: Batch,
+    windows: Windows,
+    number: int,
+    *,
+    seed: int,
+    mine: Any = ALL,
+    into: Batch | None = None,
 ) -> Batch:
     """Returns the rows of a window in the order in which they are seen, in memory.
 
@@ -28,6 +38,7 @@ def read_window(
       number: of the window.
       seed: of the order.
       mine: which positions of a step are wanted, `bool [step]`.
+      into: `room` of a window, that it is to be in; None: of its own.
     """
     rows, order = window_rows(windows, number, seed=seed)
     seen = rows[order]
@@ -36,17 +47,30 @@ def read_window(
         seen = seen[mine[(first + np.arange(len(seen))) % len(mine)]]
     places = np.argsort(seen)
 
-    def read(leaf: Any) -> np.ndarray:
+    def read(leaf: Any, values: np.ndarray) -> np.ndarray:
+        values = values[: len(seen)]
         if isinstance(leaf, np.ndarray):
-            return leaf[seen]
-        values = np.empty((len(seen), *leaf.shape[1:]), leaf.dtype)
+            return np.take(leaf, seen, axis=0, out=values, mode="clip")
         # In pieces, so that there is little beside the window.
         for begin in range(0, len(seen), windows.block):
             part = places[begin : begin + windows.block]
             values[part] = fetch(leaf, seen[part])
         return values
 
-    return jax.tree.map(read, data)
+    return jax.tree.map(read, data, into or room(data, len(seen)))
+
+
+def room(data: Batch, rows: int) -> Batch:
+    """Arrays for so many rows, which a processor's device takes as they are."""
+
+    def make(leaf: Any) -> np.ndarray:
+        shape = (rows, *leaf.shape[1:])
+        size = math.prod(shape) * leaf.dtype.itemsize
+        content = np.empty(size + _ALIGNED, np.uint8)
+        begin = -content.ctypes.data % _ALIGNED
+        return content[begin : begin + size].view(leaf.dtype).reshape(shape)
+
+    return jax.tree.map(make, data)
 
 
 def chunks(
@@ -58,6 +82,7 @@ def chunks(
     first: int,
     last: int,
     mine: Any = ALL,
+    rooms: int = 0,
 ) -> Iterator[Batch]:
     """Yields the rows from one position on, in pieces of one size.
 
@@ -74,6 +99,8 @@ def chunks(
       mine: which positions of each step are wanted, `bool [step]`: pieces have these
         rows only, and begin and end with a step. Others aren't read, if they are far
         enough from these.
+      rooms: a piece is where the one was that came so many before it; 0: each in
+        memory of its own.
     """
     import grain
 
@@ -84,35 +111,44 @@ def chunks(
 
     begin, skipped = find_window(windows, first, seed=seed)
     end = find_window(windows, last - 1, seed=seed)[0] + 1
+    # Windows take turns: memory that is asked for anew has to be cleared first, and
+    # what threads give back the process doesn't.
+    free: queue.SimpleQueue[Batch] = queue.SimpleQueue()
+
+    def read_next(number: int) -> tuple[Batch, Batch]:
+        try:
+            into = free.get_nowait()
+        except queue.Empty:
+            into = room(data, windows.block * windows.blocks)
+        number = int(number)
+        return into, read_window(data, windows, number, seed=seed, mine=mine, into=into)
+
     opened = (
         grain.MapDataset.range(begin, end)
-        .map(lambda one: read_window(data, windows, int(one), seed=seed, mine=mine))
+        .map(read_next)
         .to_iter_dataset(
             grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=_AHEAD)
         )
     )
     read = iter(opened)
+    pieces = itertools.cycle([room(data, before(size)) for _ in range(rooms)])
     try:
-        window, at = next(read), before(first) - before(first - skipped)
+        (into, window), at = next(read), before(first) - before(first - skipped)
         for start in range(first, last, size):
-            room, wanted = (
-                before(end) - before(start)
-                for end in (start + size, min(start + size, last))
-            )
-            piece = jax.tree.map(
-                lambda leaf: np.zeros((room, *leaf.shape[1:]), leaf.dtype),  # noqa: B023
-                data,
-            )
-            filled = 0
+            piece = next(pieces) if rooms else room(data, before(size))
+            filled, wanted = 0, before(min(start + size, last)) - before(start)
             while filled < wanted:
                 if at == len(window.labels):
-                    window, at = next(read), 0
+                    free.put(into)
+                    (into, window), at = next(read), 0
                 more = min(wanted - filled, len(window.labels) - at)
-                for into, leaf in zip(
+                for values, leaf in zip(
                     jax.tree.leaves(piece), jax.tree.leaves(window), strict=True
                 ):
-                    into[filled : filled + more] = leaf[at : at + more]
+                    values[filled : filled + more] = leaf[at : at + more]
                 filled, at = filled + more, at + more
+            for values in jax.tree.leaves(piece):
+                values[filled:] = 0
             yield piece
     finally:
         read.close()  # pyright: ignore[reportAttributeAccessIssue]
