@@ -250,11 +250,16 @@ def _batch_rows(problem: Problem) -> int:
 
 def _chunk_steps(problem: Problem) -> int:
     """Steps whose rows are a chunk, which is no more than a window."""
-    row_bytes, windows = _row_bytes(problem.train), problem.windows
-    most = _CHUNK_BYTES
+    many = _chunk_rows(problem) // _batch_rows(problem)
+    return max(1, min(problem.steps, many))
+
+
+def _chunk_rows(problem: Problem) -> int:
+    """How many rows at once are read from the disk for the devices."""
+    rows, windows = _CHUNK_BYTES // _row_bytes(problem.train), problem.windows
     if windows is not None:
-        most = min(most, windows.block * windows.blocks * row_bytes)
-    return max(1, min(problem.steps, most // (row_bytes * _batch_rows(problem))))
+        rows = min(rows, windows.block * windows.blocks)
+    return max(1, rows)
 
 
 def _row_bytes(rows: Batch) -> int:
@@ -417,13 +422,15 @@ def _sweep(problem: Problem, place: _Placement, with_logits: bool, rows: Any) ->
     def cut(piece: Batch) -> Any:
         return place.shares(_in_chunks(problem, piece, shares, place.each))
 
-    first_rows = cut(next(_pieces(problem.val))[1])
+    first_rows = cut(next(_pieces(problem))[1])
+
+    held = None if _is_stored(problem.val) else first_rows
 
     def val_rows() -> Iterator[tuple[int, Any]]:
-        if not _is_stored(problem.val):
-            yield problem.val.labels.shape[0], first_rows
+        if held is not None:
+            yield problem.val.labels.shape[0], held
             return
-        for count, piece in _pieces(problem.val):
+        for count, piece in _pieces(problem):
             yield count, cut(piece)
 
     settings = place.candidates((problem.hyperparameters, problem.seeds))
@@ -892,10 +899,11 @@ def _is_stored(rows: Batch) -> bool:
     return any(isinstance(leaf, Stored) for leaf in jax.tree.leaves(rows))
 
 
-def _pieces(rows: Batch) -> Iterator[tuple[int, Batch]]:
-    """Rows that stay on the disk in pieces of one size, padded; others as they are."""
+def _pieces(problem: Problem) -> Iterator[tuple[int, Batch]]:
+    """Validation rows: in pieces of one size, padded, where they stay on the disk."""
+    rows = problem.val
     count = rows.labels.shape[0]
-    size = min(count, max(1, _CHUNK_BYTES // _row_bytes(rows)))
+    size = min(count, _chunk_rows(problem))
     if not _is_stored(rows):
         yield count, rows
         return
@@ -907,6 +915,8 @@ def _pieces(rows: Batch) -> Iterator[tuple[int, Batch]]:
 
 def _padded(rows: Batch, more: int) -> Batch:
     """Adds repeats of the first row, which are ordinary numbers, with weight 0."""
+    if not more:
+        return rows
     weights = np.concatenate([rows.weights, np.zeros(more, np.float32)])
     rows = jax.tree.map(
         lambda leaf: np.concatenate([leaf, np.repeat(leaf[:1], more, axis=0)]), rows

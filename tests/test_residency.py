@@ -83,6 +83,15 @@ def test_pieces_of_a_stream_are_the_same_wherever_they_begin():
     np.testing.assert_array_equal(got[: len(wanted)], wanted)
     assert not got[len(wanted) :].any()
 
+    # In turn in two places, which a processor's device takes without a copy.
+    turns = chunks(data, windows, seed=3, size=50, first=0, last=700, rooms=2)
+    turns = [(piece.x.ctypes.data, piece.index.copy()) for piece in turns]
+    places, parts = zip(*turns, strict=True)
+    assert len(set(places)) == 2
+    assert not any(place % 64 for place in places)
+    assert places[::2] == (places[0],) * 7
+    np.testing.assert_array_equal(np.concatenate(parts), expected)
+
 
 @pytest.mark.parametrize(
     ("size", "devices", "device", "host", "chosen"),

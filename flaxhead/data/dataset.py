@@ -576,7 +576,11 @@ def _corrupt(
 
 
 def _shared(own: np.ndarray, others: np.ndarray) -> int:
-    """Counts the numbers that are among others too, of which there may be many more."""
+    """Counts the numbers that are among others too, of which there may be many more.
+
+    >>> _shared(np.array([1, 1, 5]), np.array([1, 2]))
+    2
+    """
     numbers, counts = np.unique(own, return_counts=True)
     there = np.zeros(len(numbers), bool)
     for part in checks.chunks(others, checks.CACHE_BYTES) if len(own) else ():

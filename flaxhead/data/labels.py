@@ -143,9 +143,9 @@ def _numbers(values: np.ndarray, names: tuple[str, ...] | None, where: str) -> N
         )
     if names is None:
         present = values >= 0
-        numbers, positions = np.unique(values[present], return_inverse=True)
+        numbers = np.unique(values[present])
         codes = np.full(len(values), UNLABELLED, np.int32)
-        codes[present] = positions
+        codes[present] = np.searchsorted(numbers, values[present])
         return Named(tuple(map(str, numbers.tolist())), codes)
     outside = values >= len(names)
     if outside.any():
