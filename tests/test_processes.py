@@ -52,6 +52,7 @@ def main(one):
             return stored.read(first, size)
         return dataclasses.replace(stored, read=counted)
 
+    os.chdir(one["folder"])
     sources.open_stored = opened
     parallel._host_memory = lambda: one["memory"] or memory()
     try:
@@ -140,13 +141,16 @@ def folder(tmp_path_factory):
     for name, text, data, residency in [
         ("trained", TRAINED, "data", ""),
         ("solved", SOLVED, "data", ""),
+        ("near", TRAINED, "data", ""),
         ("read", read, "one", ""),
         ("auto", WIDE, "wide", "auto"),
         ("sharded", WIDE, "wide", "sharded"),
         ("streamed", WIDE, "wide", "streamed"),
         ("spoilt", WIDE, "spoilt", "streamed"),
     ]:
-        content = text.format(data=folder / data, residency=residency)
+        # One source is seen from where the process is.
+        data = data if name == "near" else folder / data
+        content = text.format(data=data, residency=residency)
         (folder / f"{name}.py").write_text(content)
     return folder
 
@@ -181,17 +185,17 @@ def nursery():
 def start(folder, nursery):
     """Starts so many processes of two devices each; `own` are flags of the last one.
 
-    And `memory` is what that one has.
+    And `memory` is what that one has; `apart`, it is in another folder.
     """
 
-    def start(name, workdir, *options, count, own=(), memory=0):
+    def start(name, workdir, *options, count, own=(), memory=0, apart=False):
         with socket.socket() as free:
             free.bind(("localhost", 0))
             port = free.getsockname()[1]
         orders = []
         for number in range(count):
-            last = own if number == count - 1 else ()
-            least = memory if number == count - 1 else 0
+            last_one = number == count - 1
+            last = own if last_one else ()
             files = [f"{workdir}.{number}.{kind}" for kind in ("out", "err")]
             orders.append(
                 {
@@ -207,7 +211,8 @@ def start(folder, nursery):
                         "JAX_NUM_PROCESSES": str(count),
                     },
                     "files": files,
-                    "memory": least,
+                    "folder": str(ROOT if apart and last_one else folder),
+                    "memory": memory if last_one else 0,
                     "rows": f"{workdir}.{number}.rows",
                 }
             )
@@ -466,14 +471,24 @@ def test_the_end_of_process_0_is_the_end_of_the_other(folder, killed, start, fin
 
 @pytest.mark.slow
 def test_a_refusal_in_one_process_is_the_end_of_the_other(folder, start, finish):
-    own = ["--config.data.source=npz:elsewhere"]
     workdir = folder / "refused"
-    first, second = finish(start("trained", workdir, count=2, own=own))
+    first, second = finish(start("near", workdir, count=2, apart=True))
     assert_stopped(first, 1, 2)
     assert second[0] == 2, second
-    assert second[2].startswith("error: ")
+    assert second[2].startswith("error: data: is not there")
     assert len(second[2].splitlines()) == 1
     assert not workdir.exists()
+
+
+@pytest.mark.slow
+def test_other_settings_are_refused_by_all(folder, start, finish):
+    own = ["--config.train.batch_size=35"]
+    for status, _, errors in finish(
+        start("trained", folder / "other", count=2, own=own)
+    ):
+        assert status == 2
+        assert errors.startswith("error: process 1 has other settings or other data")
+    assert not (folder / "other").exists()
 
 
 def test_a_folder_that_not_all_see_and_other_settings_are_refused(

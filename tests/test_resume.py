@@ -134,7 +134,7 @@ def test_killed_at_random_and_resumed_equals_uninterrupted(
             resumed += "resumed after" in said
         assert outcome(workdir) == expected
         rounds += 1
-    assert resumed >= 5
+    assert resumed >= 3
 
 
 def test_a_term_signal_saves_and_the_resumed_run_is_the_same(

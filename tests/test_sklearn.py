@@ -1,12 +1,18 @@
 """The estimator is an ordinary scikit-learn classifier, and its heads are theirs."""
 
+import os
 import pickle
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import QUICK
 from sklearn.base import clone
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.datasets import make_multilabel_classification
@@ -50,7 +56,39 @@ def same(a, b):
 
 # scikit-learn's own checks: all of them for the choice of a head and for a solved one,
 # to which rows can be added; those that come to the fit itself for the others. What
-# weights, class weights, clones and pickles are is below, for every head.
+# weights, class weights, clones and pickles are is below, for every head. Checks of
+# `auto` compile the whole ladder for a dozen shapes, so they run beside the other
+# tests, in a process of their own.
+
+CHECKS = """
+from sklearn.utils.estimator_checks import check_estimator
+from flaxhead.sklearn import HeadClassifier
+
+done = check_estimator(HeadClassifier(), on_fail=None, on_skip=None)
+for one in done:
+    if one["status"] != "passed":
+        print(one["check_name"], one["status"], one["exception"])
+print(len(done), "checks")
+"""
+
+
+# One device, and no threads to compile with: programs of this size take longer with.
+
+
+@pytest.fixture(scope="module", autouse=True)
+def checks_of_auto():
+    process = subprocess.Popen(
+        [sys.executable, "-c", CHECKS],
+        env={**os.environ, "SCIPY_ARRAY_API": "1", "XLA_FLAGS": QUICK},
+        cwd=Path(fh.__file__).parent.parent,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    yield process
+    process.kill()
+    process.wait()
+
 
 TELLING = {
     "check_classifiers_classes",
@@ -64,10 +102,9 @@ TELLING = {
 }
 
 
-@pytest.mark.parametrize("head", ["auto", "ridge"])
-def test_passes_scikit_learns_checks(head, monkeypatch):
+def test_passes_scikit_learns_checks(monkeypatch):
     monkeypatch.setenv("SCIPY_ARRAY_API", "1")
-    done = check_estimator(HeadClassifier(head), on_fail="raise", on_skip=None)
+    done = check_estimator(HeadClassifier("ridge"), on_fail="raise", on_skip=None)
     assert len(done) > 60
     assert {one["status"] for one in done} == {"passed"}
 
@@ -509,3 +546,9 @@ def test_settings_that_no_fit_could_use(settings, sentence):
 def test_data_that_no_fit_could_use(fit, sentence):
     with pytest.raises(ValueError, match=sentence):
         fit(*blobs())
+
+
+def test_auto_passes_scikit_learns_checks(checks_of_auto):
+    out, err = checks_of_auto.communicate()
+    assert checks_of_auto.returncode == 0, err
+    assert re.fullmatch(r"\d\d checks", out.strip()), out

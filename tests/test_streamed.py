@@ -163,6 +163,23 @@ def test_a_search_over_parts_is_the_search(monkeypatch):
     near(told, predict(found, rows, programs=compiled), 1e-6)
 
 
+def test_a_process_reads_what_its_own_devices_hold(monkeypatch):
+    shares, asked = Shares(4), []
+    monkeypatch.setattr(shares._place, "_local_lanes", lambda: [1, 2])
+    monkeypatch.setattr(shares._place, "put", lambda tree: tree)
+
+    def read(first, size):
+        asked.append((first, size))
+        return X[first : first + size]
+
+    rows = batch(LABELS)._replace(x=Stored(X.shape, X.dtype, read))
+    (part,) = streamed.pieces_of(rows, 104)()
+    placed = shares.rows(part)
+    np.testing.assert_array_equal(placed.x.reshape(-1, DIM), X[26:78])
+    np.testing.assert_array_equal(placed.labels.ravel(), LABELS[26:78])
+    assert asked == [(26, 26), (52, 26)]
+
+
 def test_what_is_refused():
     passes = solvers.ridge_passes(CLASSES)
     with pytest.raises(ValueError, match="gave none: expected one or more"):

@@ -57,7 +57,8 @@ def digest(values: Any, pieces: Iterable[bytes]) -> str:
 
 def piece_digest(rows: np.ndarray) -> bytes:
     """Returns the SHA-256 of some rows that follow one another, 32 bytes."""
-    return hashlib.sha256(rows.tobytes()).digest()
+    content: Any = np.ascontiguousarray(rows).reshape(-1).view(np.uint8)
+    return hashlib.sha256(content).digest()
 
 
 def seal(content: dict[str, Any]) -> dict[str, Any]:

@@ -140,9 +140,9 @@ def scan(data: Embeddings, where: str, *, tick: Tick | None = None) -> Embedding
         real = None if data.mask is None else data.mask[part]
         for few in checks.chunks(rows, checks.CACHE_BYTES):
             wide = rows[few].astype(np.float32)
-            own = np.linalg.norm(wide, axis=-1).astype(np.float64)
-            own = own if real is None else own[real[few]]
-            norms += own.size, own.sum(), (own**2).sum()
+            norm = np.linalg.norm(wide, axis=-1).astype(np.float64)
+            norm = norm if real is None else norm[real[few]]
+            norms += norm.size, norm.sum(), (norm**2).sum()
         more = _spread(rows, data.weights[part], real, parts[0].stop)
         spread = together(spread, more)
         if tick is not None:
