@@ -137,9 +137,9 @@ class HeadConfig:
 
 
 SEMI_SUPERVISED = (
-    HeadConfig("logistic", C=(0.01, 0.1, 1.0, 10.0, 100.0, 1e3, 1e4)),
     # What it is fitted to are guesses: no need to be exact.
     HeadConfig("semi_supervised", C=(0.1, 1.0, 10.0), tolerance=1e-5),
+    HeadConfig("logistic", C=(0.01, 0.1, 1.0, 10.0, 100.0, 1e3, 1e4)),
 )
 """With the rows that have no label and without: the better one wins."""
 
