@@ -6,6 +6,10 @@ import dataclasses
 import inspect
 import itertools
 import math
+import numbers
+import reprlib
+import types
+import typing
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -94,6 +98,12 @@ _SWEPT = (
     "logit_adjustment",
     "dropout",
 )
+_TYPES: dict[Any, tuple[Any, str]] = {
+    bool: ((bool, np.bool_), "True or False"),
+    int: (numbers.Integral, "a whole number"),
+    float: (numbers.Real, "a number"),
+    str: (str, "text"),
+}
 _TERM = "consistency_weight"
 _FORGET = "co_teaching"
 _RAMP = 0.1  # of the steps, until co-teaching leaves out all that it is to
@@ -105,6 +115,7 @@ def check(config: Config) -> None:
     Raises:
       ValueError: of the first such setting, and what is expected.
     """
+    _check_types(config, Config, "")
     train, optimizer = config.train, config.optimizer
     if not config.heads:
         raise ValueError("heads is empty; name at least one head")
@@ -913,6 +924,29 @@ def _check_pool(where: str, head: HeadConfig) -> None:
             f"{where}.pool_heads is {head.pool_heads}, but {head.pool!r} attention has "
             f"no heads; expected 1, or as the pool one of {', '.join(heads.MULTI_HEAD)}"
         )
+
+
+def _check_types(value: Any, kind: Any, name: str) -> None:
+    """Refuses a value of another type than its field has; a list is a tuple too."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if isinstance(kind, types.UnionType):
+        allowed, words = tuple(typing.get_origin(one) or one for one in arguments), kind
+    elif origin is tuple:
+        allowed = tuple, list
+        words = f"a tuple of {arguments[0].__name__}; of one it is (value,)"
+    else:
+        allowed, words = _TYPES.get(kind, (kind, f"a {kind.__name__}"))
+    if not isinstance(value, allowed) or (kind in (int, float) and value is True):
+        raise ValueError(
+            f"{name or 'config'} is {reprlib.repr(value)}, of type "
+            f"{type(value).__name__}; expected {words}"
+        )
+    if dataclasses.is_dataclass(kind):
+        for field, own in typing.get_type_hints(kind).items():
+            _check_types(getattr(value, field), own, f"{name}.{field}".lstrip("."))
+    elif origin is tuple:
+        for number, one in enumerate(value):
+            _check_types(one, arguments[0], f"{name}.{number}")
 
 
 def _within(name: str, values: tuple[float, ...], low: float, high: float) -> None:

@@ -28,6 +28,7 @@ from flaxhead.base import Array, Head, Params, Tokens
 from flaxhead.build import make_head
 from flaxhead.config import DataConfig, HeadConfig
 from flaxhead.data import Stored
+from flaxhead.data.checks import finite
 from flaxhead.data.hashes import seal
 from flaxhead.metrics import Output
 from flaxhead.paths import Location, is_local, naming, part, to_path, write
@@ -166,6 +167,10 @@ def drift(x: Any, spec: FeatureSpec) -> str | None:
 def check_features(x: Any, spec: FeatureSpec) -> None:
     """Raises a ValueError for rows, or shapes of rows, that a head can't take."""
     values = x.values if isinstance(x, Tokens) else x
+    if not hasattr(values, "ndim"):
+        raise ValueError(
+            f"the embeddings are a {type(values).__name__}; expected an array"
+        )
     expected = f"[rows, {'tokens, ' if spec.tokens else ''}{spec.dim}]"
     if values.ndim != (3 if spec.tokens else 2) or values.shape[-1] != spec.dim:
         # A padded batch has other rows than the file it comes from.
@@ -194,6 +199,11 @@ def functions(bundle: Bundle) -> LoadedHead:
 
     def logits(x: Any) -> Array:
         check_features(x, bundle.spec)
+        if isinstance(x, np.ndarray) and not (own := finite(x)).all():
+            raise ValueError(
+                f"the embeddings are NaN or infinite in {np.sum(~own)} of {len(x)} "
+                f"rows, of which row {np.argmin(own)} is the first; leave these out"
+            )
         return head.apply(params, x)
 
     def probabilities(x: Any) -> Array:

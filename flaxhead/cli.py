@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import json
 import logging
+import math
 import os
 import sys
 from collections.abc import Iterator
@@ -192,6 +193,8 @@ def _labels(options: argparse.Namespace) -> None:
 
 
 def _plan(options: argparse.Namespace) -> None:
+    if not 0 <= options.price < math.inf:
+        raise ValueError(f"--price={options.price:g}: expected a number of at least 0")
     config = flags.load(options.config) if options.config else Config()
     config = flags.override(config, options.rest)
     every = options.topology == "all"

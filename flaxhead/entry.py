@@ -127,6 +127,12 @@ def settings(
     if isinstance(heads, HeadConfig):
         ladder = (heads,)
     elif not isinstance(heads, str):
+        if not isinstance(heads, Sequence) or not all(
+            isinstance(one, HeadConfig) for one in heads
+        ):
+            raise ValueError(
+                f"heads is {heads!r}; expected a name, a HeadConfig or some of those"
+            )
         ladder = tuple(heads)
     elif heads != "auto":
         ladder = (HeadConfig(heads),)

@@ -37,10 +37,10 @@ def load(path: str) -> Config:
     file = Path(path)
     if file.suffix != ".py" or not file.is_file():
         known = sorted(str(other) for other in file.parent.glob("*.py"))
-        hint = difflib.get_close_matches(path, known, 1, 0.5) or known[:1]
+        hint = difflib.get_close_matches(path, known, 1, 0.6)
         raise ValueError(
-            f"--config={path}: there is no such config file"
-            + (f"; did you mean {hint[0]}?" if hint else "; expected a .py file")
+            f"--config={path}: there is no such config file; "
+            + (f"did you mean {hint[0]}?" if hint else "expected a .py file")
         )
     spec = importlib.util.spec_from_file_location("flaxhead_user_config", file)
     assert spec is not None

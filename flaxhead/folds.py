@@ -501,7 +501,7 @@ def _enough(what: str, count: int, folds: int) -> None:
     if count < folds:
         raise ValueError(
             f"folds: expected at most as many as there are labelled {what}, {count}, "
-            f"got {folds}."
+            f"got {folds}; ask for fewer folds."
         )
 
 

@@ -144,8 +144,13 @@ def run(
     ['candidates', 'data', 'selected']
     """
     began = time.perf_counter()
-    if not str(workdir):
+    if workdir is None or not str(workdir):
         raise ValueError("workdir is empty; name the folder of the run")
+    if data is not None and not isinstance(data, Dataset):
+        raise ValueError(
+            f"data is a {type(data).__name__}; expected what flaxhead.arrays(...) or "
+            "flaxhead.data.load(...) returns"
+        )
     display = display or quiet()
     build.check(config)
     _agree(dataclasses.asdict(config))

@@ -36,6 +36,8 @@ def to_path(location: Location) -> AnyPath:
     """
     if isinstance(location, epath.Path) and not isinstance(location, Path):
         return location  # It has answered.
+    if not isinstance(location, str | os.PathLike):
+        raise ValueError(f"{location!r} is no path; expected text or a pathlib.Path")
     text = os.fspath(location)
     if "://" not in text:
         return Path(text)

@@ -194,6 +194,8 @@ def imagine(shape: str, config: Config) -> Dataset:
             "they are not float32, such as 1280000x1024x1000:bfloat16"
         )
     rows, dim, classes = sizes
+    if classes < 2:
+        raise ValueError(f"--shape={shape}: expected 2 classes or more, got {classes}")
     one = np.zeros((), jnp.dtype(found.group(4) or "float32"))
 
     def split(count: int) -> Embeddings:

@@ -90,8 +90,12 @@ def join(workdir: str | None, told: Mapping[str, str | None]) -> None:
     try:
         jax.distributed.initialize(address or None, count, number)
     except ValueError as error:
+        given = {"coordinator_address": address or None, "num_processes": count}
+        given["process_id"] = number
+        lacking = [f"--{name}" for name, own in given.items() if own is None]
         raise ValueError(
-            f"--multihost found no other processes ({error}); expected a cluster that "
+            f"--multihost found no other processes, and {' and '.join(lacking)} is not "
+            f"set ({error}); expected a cluster that "
             f"JAX knows, or all of {', '.join(f'--{name}' for name in FLAGS)}"
         ) from error
     except jax.errors.JaxRuntimeError as error:

@@ -305,6 +305,16 @@ REFUSED = {
         {"output": "out.npz"},
         r"the suffix is '\.npz', expected \.npy or \.csv",
     ),
+    "an output of a spreadsheet": (
+        lambda f: None,
+        {"output": "out.xlsx"},
+        r"the suffix is '\.xlsx', expected \.npy or \.csv",
+    ),
+    "the folder of a head in place of it": (
+        lambda f: None,
+        {"head": "RUN/head"},
+        "head is 'RUN/head'; expected what flaxhead.load returns",
+    ),
     "an output of somebody else": (
         lambda f: (f / "out.npy").write_bytes(b"mine"),
         {},

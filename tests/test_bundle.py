@@ -227,6 +227,17 @@ def test_a_folder_that_is_not_there_is_one_sentence(tmp_path):
         bundle.load(tmp_path / "nowhere")
 
 
+def test_rows_that_are_not_finite_are_refused(tmp_path):
+    bundle.save(tmp_path / "head", made(CONFIGS["linear"]))
+    x = np.ones((4, DIM), np.float32)
+    x[2, 1] = np.nan
+    head = bundle.load(tmp_path / "head")
+    with pytest.raises(ValueError, match="in 1 of 4 rows, of which row 2 is the first"):
+        head.predict(x)
+    with pytest.raises(ValueError, match="the embeddings are a str; expected an array"):
+        head.predict("abc")
+
+
 @pytest.mark.parametrize("name", ["linear", "tokens"])
 def test_other_features_are_refused_with_those_expected(tmp_path, name):
     bundle.save(tmp_path / "head", made(CONFIGS[name]))

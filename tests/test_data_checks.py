@@ -279,6 +279,11 @@ TRAIN = {
 }
 
 
+def test_what_is_no_dict_is_refused():
+    with pytest.raises(ValueError, match="train is a list; expected a dict of arrays"):
+        arrays([np.eye(3), ["a", "b", "c"]])
+
+
 @pytest.mark.parametrize("case", TRAIN)
 def test_bad_arrays_are_refused(case):
     fields, message = TRAIN[case]

@@ -212,6 +212,24 @@ def test_balanced_class_weights_are_scikit_learns(tmp_path):
     assert rare[1] > rare[0]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ((Config(heads=HeadConfig()), "run"), "heads is HeadConfig"),
+        ((Config(), None), "workdir is empty"),
+        ((Config(), 3), "3 is no path"),
+        ((Config(train=TrainConfig(steps=True)), "run"), "steps is True, of type bool"),
+    ],
+)
+def test_other_types_are_refused(tmp_path, monkeypatch, arguments, sentence):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=sentence):
+        run(*arguments)
+    with pytest.raises(ValueError, match="data is a dict; expected what"):
+        run(Config(), "run", data={"embeddings": np.ones((3, 2))})
+    assert not list(tmp_path.iterdir())
+
+
 def test_class_weights_of_unknown_classes_are_refused(tmp_path):
     config = settings(loss=LossConfig(class_weights={"bear": 2.0}))
     with pytest.raises(ValueError, match=r"'bear', but the classes are 'ant', 'bee'"):

@@ -191,6 +191,8 @@ def test_command_line(capsys):
         (["--topology=v9:1x1"], "v5e:4x4"),
         (["--shape=640x16"], "ROWSxDIMxCLASSES"),
         (["--shape=640x0x3"], "ROWSxDIMxCLASSES"),
+        (["--shape=640x16x1"], "2 classes or more"),
+        (["--price=-2"], "at least 0"),
         (["--shape=640x16x3", "--config.train.batchsize=3"], "batch_size"),
         (["--config=none.py"], "none.py"),
     ],

@@ -23,7 +23,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from flaxhead.data.hashes import seal
-from flaxhead.data.inputs import READERS
 from flaxhead.paths import write
 
 _SAVE_SECONDS = 5.0
@@ -157,7 +156,7 @@ def check(output: Path, inputs: Path) -> None:
             f"output {output} is in the folder of the input, and would be read as a "
             "part of it; name another folder"
         )
-    if output.suffix != ".npy" and output.suffix in READERS:
+    if output.suffix not in (".npy", ".csv"):
         raise ValueError(
             f"output {output}: the suffix is {output.suffix!r}, expected .npy or .csv"
         )

@@ -93,6 +93,8 @@ def predict_files(
     150 (150, 3)
     """
     display = display or quiet()
+    if not isinstance(head, LoadedHead):
+        raise ValueError(f"head is {head!r}; expected what flaxhead.load returns")
     output = Path(output).expanduser()
     files.check(output, Path(inputs).expanduser())
     kind = _kind(head, output, scores, top_k)

@@ -86,6 +86,12 @@ def arrays(
     """
     config = config or DataConfig()
     given = {"train": train, "val": val, "test": test}
+    for split, own in given.items():
+        if not isinstance(own, Mapping | Raw | None):
+            raise ValueError(
+                f"{split} is a {type(own).__name__}; expected a dict of arrays, such "
+                'as {"embeddings": x, "labels": y}'
+            )
     raws = {s: _raw(fields, s) for s, fields in given.items() if fields is not None}
     return _compose(raws, config=config, class_names=None, task=config.task)
 
