@@ -37,6 +37,8 @@ class Suspects(NamedTuple):
         class; below 0.
       rows: how many labels were judged.
       noise: an estimate of the share of labels that are wrong.
+      agreement: the share of labels that the head gives itself. Where it is low the
+        head knows little, and its suspicions are worth as little.
       class_names: what class number `i` stands for.
       head: the name of the head that judged, which folds have chosen.
     """
@@ -49,6 +51,7 @@ class Suspects(NamedTuple):
     margin: np.ndarray
     rows: int
     noise: float
+    agreement: float
     class_names: tuple[str, ...]
     head: str
 
@@ -196,6 +199,7 @@ def suspects(
         score=score[chosen],
         margin=margin[chosen],
         rows=int((weights > 0).sum()),
+        agreement=float((weights * (suggested == labels)).sum() / weights.sum()),
         noise=float((counts.sum() - np.trace(counts)) / weights.sum()),
         class_names=data.class_names,
         head=found.head.name,
@@ -242,6 +246,7 @@ def told(found: Suspects, *, pairs: int = 3) -> str:
     share = len(found.ids) / found.rows
     return (
         f"{len(found.ids)} of {found.rows} labels are suspected ({share:.1%}) by "
-        f"{found.head}, which estimates {found.noise:.1%} to be wrong"
+        f"{found.head}, which itself gives {found.agreement:.1%} of the labels and "
+        f"estimates {found.noise:.1%} to be wrong"
         + (f"; most often {', '.join(shown)}" if shown else "")
     )

@@ -82,9 +82,10 @@ def test_labels_of_several_classes_are_refused():
 
 def test_nothing_suspected_is_a_line_too():
     nothing = np.zeros(0, int)
-    found = Suspects(*[nothing] * 6, 9, 0.0, tuple(NAMES), "ridge")
+    found = Suspects(*[nothing] * 6, 9, 0.0, 0.5, tuple(NAMES), "ridge")
     assert told(found) == (
-        "0 of 9 labels are suspected (0.0%) by ridge, which estimates 0.0% to be wrong"
+        "0 of 9 labels are suspected (0.0%) by ridge, which itself gives "
+        "50.0% of the labels and estimates 0.0% to be wrong"
     )
 
 
