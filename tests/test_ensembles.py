@@ -306,8 +306,8 @@ def test_selection_leaves_out_diverged_candidates():
     np.testing.assert_array_equal(counts[::3], select(logits[::3], labels))
     # A row that is given up for lost by some is not by all: no 0 times infinity.
     sure = jnp.stack([one_hot(labels, CLASSES) * 1e3, -one_hot(labels, CLASSES) * 1e3])
-    np.testing.assert_array_equal(select(sure, labels), [1, 0])
-    np.testing.assert_array_equal(select(sure[::-1], labels), [0, 1])
+    np.testing.assert_array_equal(select(sure, labels) > 0, [True, False])
+    np.testing.assert_array_equal(select(sure[::-1], labels) > 0, [False, True])
 
 
 # Heads of members.
@@ -378,7 +378,7 @@ def test_a_member_is_the_head_itself():
     first = jax.tree.map(lambda leaf: leaf[:1], params)
     ways = [ensemble(DROPPING, 1, pooling=how) for how in ("probabilities", "logits")]
     for single in jax.jit(lambda first: [way.apply(first, x) for way in ways])(first):
-        np.testing.assert_array_equal(single, alone(0)[2])
+        np.testing.assert_allclose(single, alone(0)[2], atol=1e-6)
 
 
 def test_packed_members_share_the_width():
