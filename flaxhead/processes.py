@@ -90,13 +90,14 @@ def join(workdir: str | None, told: Mapping[str, str | None]) -> None:
     try:
         jax.distributed.initialize(address or None, count, number)
     except ValueError as error:
-        given = {"coordinator_address": address or None, "num_processes": count}
-        given["process_id"] = number
-        lacking = [f"--{name}" for name, own in given.items() if own is None]
+        given = (address or None, count, number)
+        lacking = [
+            f"--{name}" for name, one in zip(FLAGS, given, strict=True) if one is None
+        ]
+        some = f"; {' and '.join(lacking)} not set" if 0 < len(lacking) < 3 else ""
         raise ValueError(
-            f"--multihost found no other processes, and {' and '.join(lacking)} is not "
-            f"set ({error}); expected a cluster that "
-            f"JAX knows, or all of {', '.join(f'--{name}' for name in FLAGS)}"
+            f"--multihost found no other processes ({error}{some}); expected a cluster "
+            f"that JAX knows, or all of {', '.join(f'--{name}' for name in FLAGS)}"
         ) from error
     except jax.errors.JaxRuntimeError as error:
         raise ValueError(

@@ -541,4 +541,8 @@ def test_where_there_are_no_others_the_flags_are_named(tmp_path):
     assert done.stderr.startswith("error: --multihost found no other processes (")
     assert "all of --coordinator_address, --num_processes, --process_id" in done.stderr
     assert len(done.stderr.splitlines()) == 1
+    command += ["--num_processes=2", "--process_id=1"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "; --coordinator_address not set); expected" in done.stderr
     assert not any(tmp_path.iterdir())
