@@ -334,15 +334,18 @@ def test_a_short_class_is_refused_or_taken_whole():
     [
         (
             lambda: k_fold([0, 1, -1], folds=3, seed=0),
-            "folds: expected at most as many as there are labelled rows, 2, got 3; ask for fewer folds.",
+            "folds: expected at most as many as there are labelled rows, 2, got 3; "
+            "ask for fewer folds.",
         ),
         (
             lambda: stratified([0, 1, 0], folds=3, seed=0, keys=[5, 5, 6]),
-            "folds: expected at most as many as there are labelled rows, 2, got 3; ask for fewer folds.",
+            "folds: expected at most as many as there are labelled rows, 2, got 3; "
+            "ask for fewer folds.",
         ),
         (
             lambda: grouped([0, 1, 0], folds=3, seed=0, groups=list("aab")),
-            "folds: expected at most as many as there are labelled groups, 2, got 3; ask for fewer folds.",
+            "folds: expected at most as many as there are labelled groups, 2, got 3; "
+            "ask for fewer folds.",
         ),
         (
             lambda: k_fold([0, 1], folds=1, seed=0),
