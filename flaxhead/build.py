@@ -640,7 +640,8 @@ def _run(
         return snapshots(make, count=head.members, **settings)
     if head.ensemble == "soup":
         return soups(make, count=head.members, **settings)
-    return train(make, **settings)
+    # One order for all candidates, members and seeds: a step reads its rows once.
+    return train(make, **settings, order=0)
 
 
 def make_loss(

@@ -46,6 +46,7 @@ def train(
     batch_size: int,
     unlabelled: int = 0,
     balanced: int = 0,
+    order: int | Array | None = None,
 ) -> Fit:
     """Returns a training run of so many steps as one `lax.scan`.
 
@@ -60,6 +61,9 @@ def train(
       balanced: how many classes there are, if a step is to see as many labelled rows of
         each (`flaxhead.sampling.balanced_rows`); 0: all rows come equally often.
         Weights count as ever.
+      order: seed of the order of the rows; None: `key` seeds it too. Heads of other
+        keys, as those of `seeds`, then see the same rows in each step, which are read
+        once for all of them.
 
     Returns:
       `(data, weights, hyperparameters, key) -> params`. Weights multiply those of
@@ -89,19 +93,21 @@ def train(
         count = data.weights.shape[0]
         size = min(batch_size, count)
         state_key, order_key = jax.random.split(key)
+        if order is not None:
+            order_key = jax.random.key(order)
         if unlabelled:
             data = hide(data, weights)
         else:
             data = data._replace(weights=data.weights * weights)
-        order = None
+        kinds = None
         if unlabelled or balanced:
-            order = labelled_first(rows.labelled(data), data.labels, classes=balanced)
+            kinds = labelled_first(rows.labelled(data), data.labels, classes=balanced)
 
         def batch(step: Array) -> Batch:
-            if order is not None:
+            if kinds is not None:
                 sizes = size, unlabelled
                 index, there = mixed_rows(
-                    order_key, step, order, sizes, jnp.arange(sum(sizes))
+                    order_key, step, kinds, sizes, jnp.arange(sum(sizes))
                 )
                 drawn = jax.tree.map(lambda leaf: leaf[index], data)
                 return drawn._replace(weights=jnp.where(there, drawn.weights, 0))

@@ -574,6 +574,30 @@ def test_members_trained_together_are_those_trained_apart():
     close(members(head, MEMBERS).apply(params, x)[0], head.apply(own, x))
 
 
+def test_members_in_one_order_read_a_step_s_rows_once():
+    data = Batch(rows(30), jnp.arange(30) % CLASSES, jnp.ones(30), jnp.arange(30))
+    head = linear(CLASSES, zero_init=False)
+    learn = learner(head, supervised(head, softmax_cross_entropy), optax.sgd(0.1))
+    arguments = data, jnp.ones(30), {}
+    key = jax.random.key(0)
+
+    def fit(order):
+        return train(lambda _: learn, steps=4, batch_size=7, order=order)
+
+    own, shared = (jax.jit(seeds(fit(order), MEMBERS)) for order in (None, 5))
+    batch = f"f32[{MEMBERS},7,{DIM}] = gather"
+    assert batch in str(own.trace(*arguments, key).jaxpr)
+    assert batch not in str(shared.trace(*arguments, key).jaxpr)
+    found = shared(*arguments, key)
+    for number in range(MEMBERS):
+        of = jax.random.fold_in(key, number)
+        one = jax.jit(fit(5))(*arguments, of)
+        jax.tree.map(lambda a, b, i=number: close(a[i], b), found, one)
+    # Another order, and rows come in another one.
+    other = jax.jit(fit(6))(*arguments, of)
+    assert not np.allclose(one["output"]["kernel"], other["output"]["kernel"])
+
+
 @pytest.mark.parametrize("name", ["batch_ensemble", "mimo"])
 def test_members_of_one_run_learn(name):
     labels = jnp.arange(60) % CLASSES
