@@ -6,8 +6,8 @@ Nearest class mean, ridge, logistic regression and an MLP, each over its grid; w
 is the simplest head within one standard error of the best, fitted on training and
 validation rows together.
 
-Expected on its default, the digits of scikit-learn: logistic regression wins, test
-accuracy 0.955 (95 % interval 0.929 to 0.972), in 21 s of CPU time on 2 cores, cold.
+Expected on its default, the digits of scikit-learn: an MLP wins, test accuracy 0.969
+(95 % interval 0.946 to 0.983), in 25 s of CPU time on 2 cores, cold.
 """
 
 from flaxhead import LADDER, Config, SelectionConfig
