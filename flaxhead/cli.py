@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="flaxhead",
         description="Use a trained head (python train.py trains one), or plan a run.",
+    )
+    parser.add_argument(
+        "--version", action="version", version=f"flaxhead {version('flaxhead')}"
     )
     commands = parser.add_subparsers(dest="command", required=True)
     predict = commands.add_parser(

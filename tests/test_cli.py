@@ -301,6 +301,7 @@ GOOD = {
     split=st.sampled_from(["train", "val", "test"]),
 )
 @example(changes={"labels": np.full(20, 2.0**63)}, split="train")
+@example(changes={"labels": np.full((20, 1), 2.0**200)}, split="train")
 def test_no_file_is_more_than_an_error(changes, split, tmp_path, monkeypatch, capsys):
     """Of files with one or two odd fields, each is taken or refused in a sentence."""
     fields = {**GOOD, **changes}
@@ -371,6 +372,7 @@ def test_a_file_that_is_no_npz_is_named(tmp_path, capsys):
             ["--config", "--workdir", "--multihost", "--config.train"],
         ),
         (cli.main, ["--help"], ["predict", "evaluate"]),
+        (cli.main, ["--version"], [f"flaxhead {flaxhead.__version__}\n"]),
         (cli.main, ["predict", "--help"], ["--head", "--input", "--output"]),
         (cli.main, ["evaluate", "--help"], ["--head", "--data", "--split"]),
     ],

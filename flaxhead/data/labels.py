@@ -166,7 +166,8 @@ def _matrix(values: np.ndarray, names: tuple[str, ...] | None, where: str) -> Na
             f"{where}: labels have {columns} columns and there are {len(names)} class "
             "names, expected a column a name"
         )
-    values = values.astype(np.float32)
+    with np.errstate(over="ignore"):  # What is infinite then, is outside too.
+        values = values.astype(np.float32)
     outside = np.any((values < 0) | (values > 1 + SOFT_TOLERANCE), axis=1)
     if outside.any():
         raise ValueError(
