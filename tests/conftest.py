@@ -12,13 +12,16 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
 os.environ["JAX_PLATFORMS"] = os.environ.get("JAX_PLATFORMS", "cpu")
 # Compiling is most of the work: in one piece it costs a fifth less, and by the older
-# emitters, whose code is slower, a third of the rest.
-QUICK = "--xla_cpu_parallel_codegen_split_count=1 --xla_cpu_use_fusion_emitters=false"
+# emitters, whose code is slower, a third of the rest; jaxlib had these up to 0.10.
+QUICK = "--xla_cpu_parallel_codegen_split_count=1"
+if tuple(map(int, version("jaxlib").split(".")[:2])) < (0, 11):
+    QUICK += " --xla_cpu_use_fusion_emitters=false"
 for _flag in ("--xla_force_host_platform_device_count=8", *QUICK.split()):
     _given = os.environ.get("XLA_FLAGS", "")
     if _flag.split("=")[0] not in _given:
