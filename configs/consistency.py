@@ -9,7 +9,7 @@ hides all but so many a class. Where the backbone embedded several views of each
 `--config.data.views=True`.
 
 Expected with that curve: test accuracy 0.928 with all labels, and with so few 0.626,
-0.783, 0.817 and 0.855 (below `configs/semi_supervised.py`), in 26 s of CPU time on 2
+0.783, 0.817 and 0.855 (below `configs/semi_supervised.py`), in 33 s of CPU time on 2
 cores, cold.
 """
 

@@ -9,7 +9,7 @@ to learn from.
 On its default, the digits of scikit-learn, all rows have a label; a learning curve,
 `"--config.curve.shots=[1,3,5,10]"`, hides all but so many a class. Expected with it:
 test accuracy 0.961 with all of them, and with so few 0.817, 0.865, 0.886 and 0.914,
-in 135 s of CPU time on 2 cores, cold.
+in 139 s of CPU time on 2 cores, cold.
 """
 
 from flaxhead import (
